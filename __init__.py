@@ -1,0 +1,114 @@
+"""Video-Panda for the Hugging Face ecosystem: a video-language model without a video encoder (arXiv 2412.18609).
+
+Importing this costs next to nothing: each public name is loaded at its first use, and the Auto classes of transformers
+learn about Video-Panda at the moment they themselves are imported.
+"""
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import sys
+
+from .version import __version__
+
+_MODULE_OF_NAME = {
+    "VideoPandaConfig": "modeling_video_panda.configuration_video_panda",
+    "VideoPandaVisionConfig": "modeling_video_panda.configuration_video_panda",
+    "VideoPandaModel": "modeling_video_panda.modeling_video_panda",
+    "VideoPandaForConditionalGeneration": "modeling_video_panda.modeling_video_panda",
+    "VideoPandaProcessor": "processing.processing_video_panda",
+    "VideoPandaVideoProcessor": "processing.video_processing_video_panda",
+    "VideoPandaImageProcessor": "processing.image_processing_video_panda",
+    "VideoDecodeError": "processing.video_decoding_video_panda",
+    "convert_checkpoint": "hub.convert",
+    "ask": "cli",
+    "info": "cli",
+}
+
+__all__ = ["__version__", *_MODULE_OF_NAME]
+
+
+def __getattr__(name: str):
+    if name not in _MODULE_OF_NAME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_MODULE_OF_NAME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _register_config(auto_module, config) -> None:
+    auto_module.AutoConfig.register(config.model_type, config, exist_ok=True)
+
+
+def _register_models(auto_module, config, model) -> None:
+    for name in ("AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM"):
+        getattr(auto_module, name).register(config, model, exist_ok=True)
+
+
+def _register_processor(auto_module, config, processor) -> None:
+    auto_module.AutoProcessor.register(config, processor, exist_ok=True)
+
+
+def _register_image_processor(auto_module, config, processor) -> None:
+    classes = {"pil": processor, "torchvision": processor}
+    auto_module.AutoImageProcessor.register(config, image_processor_classes=classes, exist_ok=True)
+
+
+def _register_video_processor(auto_module, config, processor) -> None:
+    auto_module.AutoVideoProcessor.register(config, processor, exist_ok=True)
+
+
+# Auto module of transformers -> the function that registers there, and the classes it registers.
+_AUTO = "transformers.models.auto."
+_REGISTRATIONS = {
+    f"{_AUTO}configuration_auto": (_register_config, ("VideoPandaConfig",)),
+    f"{_AUTO}modeling_auto": (_register_models, ("VideoPandaConfig", "VideoPandaForConditionalGeneration")),
+    f"{_AUTO}processing_auto": (_register_processor, ("VideoPandaConfig", "VideoPandaProcessor")),
+    f"{_AUTO}image_processing_auto": (_register_image_processor, ("VideoPandaConfig", "VideoPandaImageProcessor")),
+    f"{_AUTO}video_processing_auto": (_register_video_processor, ("VideoPandaConfig", "VideoPandaVideoProcessor")),
+}
+_OWN_MODULES = {f"{__name__}.{_MODULE_OF_NAME[name]}" for _, names in _REGISTRATIONS.values() for name in names}
+
+
+def _is_being_imported(module_name: str) -> bool:
+    module = sys.modules.get(module_name)
+    return module is not None and getattr(module.__spec__, "_initializing", False)
+
+
+def _register_where_possible() -> None:
+    """Register with each Auto module that is loaded, leaving out what is just being imported: its own end comes here."""
+    for auto_name, (register, names) in _REGISTRATIONS.items():
+        own = (f"{__name__}.{_MODULE_OF_NAME[name]}" for name in names)
+        if auto_name in sys.modules and not any(map(_is_being_imported, (auto_name, *own))):
+            register(sys.modules[auto_name], *map(__getattr__, names))
+
+
+class _RegisterAfterImport(importlib.abc.MetaPathFinder):
+    """Registers Video-Panda right after an Auto module of transformers, or one of our own, was imported.
+
+    Registering at once would import torch and most of transformers (over 2 s) for everyone who imports this package.
+    """
+
+    def find_spec(self, fullname, path=None, target=None):
+        watched = fullname in _REGISTRATIONS or fullname in _OWN_MODULES
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target) if watched else None
+        if spec is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def execute_and_register(module):
+            execute(module)
+            spec._initializing = False  # importlib itself says so only after this function
+            _register_where_possible()
+
+        spec.loader.exec_module = execute_and_register
+        return spec
+
+
+if not any(type(finder).__name__ == "_RegisterAfterImport" for finder in sys.meta_path):
+    sys.meta_path.insert(0, _RegisterAfterImport())
+    _register_where_possible()

@@ -1,0 +1,1 @@
+"""Converting the authors' checkpoints and publishing our own."""

@@ -1,0 +1,419 @@
+"""Video-Panda: STAB's tokens in the place of a vision encoder's, in front of any causal language model.
+
+Shape suffixes: B prompts, L prompt length, V videos, I images, T frames, C channels, S px a side of the canvas, D width
+of STAB, H width of the language model; see `stab_video_panda.py` for M, K, h, w.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.utils import torch_compilable_check
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_video_panda import VideoPandaConfig
+from .stab_video_panda import VideoPandaSTAB
+
+
+@dataclass
+class VideoPandaModelOutputWithPast(ModelOutput):
+    """Output of the model without head; `video_hidden_states` / `image_hidden_states`: projected tokens, concatenated."""
+
+    last_hidden_state: torch.FloatTensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    image_hidden_states: torch.FloatTensor | None = None
+    video_hidden_states: torch.FloatTensor | None = None
+
+
+@dataclass
+class VideoPandaCausalLMOutputWithPast(ModelOutput):
+    """Output with head: `loss` is the LM loss where labels were given; `logits` (B, L, vocab_size)."""
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    image_hidden_states: torch.FloatTensor | None = None
+    video_hidden_states: torch.FloatTensor | None = None
+
+
+def _round_rotary_table(module, args, cos_and_sin, dtype: torch.dtype):
+    """PARITY: the release keeps its rotary tables in float16, whatever the activations are computed in."""
+    return tuple(table.to(dtype).to(table.dtype) for table in cos_and_sin)
+
+
+class VideoPandaProjector(nn.Module):
+    """Two linear layers from STAB's width to the language model's. Release: `video_projector`."""
+
+    def __init__(self, config: VideoPandaConfig):
+        super().__init__()
+        hidden_size = config.text_config.hidden_size
+        self.linear_1 = nn.Linear(config.vision_config.hidden_size, hidden_size)
+        self.act = ACT2FN[config.vision_config.projector_hidden_act]
+        self.linear_2 = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(..., D) -> (..., H)."""
+        return self.linear_2(self.act(self.linear_1(tokens)))
+
+
+class VideoPandaPreTrainedModel(PreTrainedModel):
+    """What both models share: loading and saving."""
+
+    config: VideoPandaConfig
+    config_class = VideoPandaConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "video", "text")
+    supports_gradient_checkpointing = True
+    # A device map cuts between whole blocks of STAB: a query and its residual stay together.
+    _no_split_modules = ["VideoPandaSTAB", "VideoPandaProjector"]  # noqa: RUF012 - as transformers declares it
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = ["running_mean", "running_var"]  # noqa: RUF012
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+
+class VideoPandaModel(VideoPandaPreTrainedModel):
+    """STAB, the projector and the language model, without a head."""
+
+    def __init__(self, config: VideoPandaConfig):
+        config.check()
+        super().__init__(config)
+        self.stab = VideoPandaSTAB(config.vision_config)
+        self.projector = VideoPandaProjector(config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        if config.rotary_table_dtype is not None:
+            rounding = partial(_round_rotary_table, dtype=getattr(torch, config.rotary_table_dtype))
+            self.language_model.rotary_emb.register_forward_hook(rounding)
+        self.post_init()
+
+    @can_return_tuple
+    def get_video_features(
+        self, pixel_values_videos: torch.Tensor, video_grid_thw: torch.Tensor, **kwargs
+    ) -> BaseModelOutputWithPooling:
+        """Encode videos.
+
+        Args:
+            pixel_values_videos: (V, T, C, S, S) normalised canvases; videos of fewer frames are padded at the end.
+            video_grid_thw: (V, 3) integers: true frames, h, w in tokens. T = 1 is a still image (paper section 3).
+
+        Returns:
+            `pooler_output`: a tuple with one (tokens, H) tensor a video, all frames' projected sequences in order;
+            `last_hidden_state`: the same before the projector, concatenated (all tokens, D).
+
+        Raises:
+            ValueError: for shapes or grids that do not fit the configuration.
+        """
+        grids = self._checked_grids("video", pixel_values_videos, video_grid_thw, num_dims=5)
+        return self._project(self._encode(pixel_values_videos, grids))
+
+    @can_return_tuple
+    def get_image_features(
+        self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor, **kwargs
+    ) -> BaseModelOutputWithPooling:
+        """Encode still images: (I, C, S, S) canvases, (I, 3) grids with T = 1. Returns as `get_video_features`."""
+        grids = self._checked_grids("image", pixel_values, image_grid_thw, num_dims=4)
+        return self._project(self._encode(pixel_values.unsqueeze(1), grids))
+
+    def _checked_grids(self, kind: str, pixels: torch.Tensor, grid_thw, num_dims: int) -> list[list[int]]:
+        name = "pixel_values_videos" if kind == "video" else "pixel_values"
+        vision = self.config.vision_config
+        frame_shape = (vision.num_channels, vision.canvas_size, vision.canvas_size)
+        if pixels.ndim != num_dims or tuple(pixels.shape[-3:]) != frame_shape:
+            lead = "(num_videos, num_frames, " if kind == "video" else "(num_images, "
+            raise ValueError(
+                f"{name} has shape {tuple(pixels.shape)}, expected {lead}{', '.join(map(str, frame_shape))})"
+            )
+        if grid_thw is None:
+            raise ValueError(f"{name} was given without {kind}_grid_thw (its frames, rows and columns of tokens)")
+        grids = torch.as_tensor(grid_thw).tolist()
+        if len(grids) != len(pixels) or any(not isinstance(grid, list) or len(grid) != 3 for grid in grids):
+            raise ValueError(
+                f"{kind}_grid_thw has shape {tuple(torch.as_tensor(grid_thw).shape)}, expected ({len(pixels)}, 3): one "
+                f"row for each of the {len(pixels)} entries of {name}"
+            )
+        max_frames = pixels.shape[1] if kind == "video" else 1
+        for index, (frames, height, width) in enumerate(grids):
+            side = vision.num_tokens_per_side
+            if not (1 <= frames <= max_frames and 1 <= height <= side and 1 <= width <= side):
+                raise ValueError(
+                    f"{kind}_grid_thw[{index}] is {(frames, height, width)}, expected frames in 1..{max_frames} and rows "
+                    f"and columns in 1..{side}"
+                )
+            if frames == 1 and not vision.use_fsra:
+                raise ValueError(
+                    f"{kind}_grid_thw[{index}] is a single frame: a still image's context is what FSRA computes, and "
+                    "this model was built with use_fsra=False"
+                )
+        return grids
+
+    def _encode(self, pixels_VTCSS: torch.Tensor, grids: list[list[int]]) -> list[torch.Tensor]:
+        """STAB's tokens of each video, (tokens, D): chunks of equal length and grid go through together."""
+        num_chunk_frames = self.config.vision_config.num_chunk_frames
+        groups: dict[tuple, list[tuple[int, int]]] = {}
+        for video, (num_frames, height, width) in enumerate(grids):
+            for start in range(0, num_frames, num_chunk_frames):
+                length = min(num_chunk_frames, num_frames - start)
+                groups.setdefault((length, height, width, num_frames == 1), []).append((video, start))
+        pixels_VTCSS = pixels_VTCSS.to(self.stab.patch_embedding.weight.dtype)
+        device = pixels_VTCSS.device
+        encoded: dict[tuple[int, int], torch.Tensor] = {}
+        for (length, height, width, still), chunks in groups.items():
+            video_index, start_index = torch.tensor(chunks, device=device).unbind(1)
+            frame_index = start_index[:, None] + torch.arange(length, device=device)
+            tokens_MKnD = self.stab(pixels_VTCSS[video_index[:, None], frame_index], (height, width), still=still)
+            encoded.update(zip(chunks, tokens_MKnD.flatten(1, 2)))
+        starts = (range(0, num_frames, num_chunk_frames) for num_frames, _, _ in grids)
+        return [torch.cat([encoded[video, start] for start in chunks]) for video, chunks in enumerate(starts)]
+
+    def _project(self, tokens_of_each: list[torch.Tensor]) -> BaseModelOutputWithPooling:
+        tokens = torch.cat(tokens_of_each)
+        features = self.projector(tokens).split([len(own) for own in tokens_of_each])
+        return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=features)
+
+    def get_placeholder_mask(
+        self,
+        input_ids: torch.LongTensor | None,
+        inputs_embeds: torch.Tensor,
+        image_features: torch.Tensor | None = None,
+        video_features: torch.Tensor | None = None,
+    ) -> tuple[torch.BoolTensor, torch.BoolTensor]:
+        """Where the visual tokens stand: (B, L, 1) masks of the images' and of the videos' positions.
+
+        `<frame>` and `<row>` serve both kinds; the patch beside them says whose they are.
+
+        Raises:
+            ValueError: if the number of placeholders is not that of the features; both counts are named.
+        """
+        if input_ids is None:
+            input_ids = self.find_placeholders(inputs_embeds)
+        masks = self.locate_visual_tokens(input_ids)
+        for kind, mask, features in zip(("image", "video"), masks, (image_features, video_features)):
+            num_placeholders, num_features = mask.sum(), 0 if features is None else len(features)
+            torch_compilable_check(
+                num_placeholders == num_features,
+                lambda kind=kind, got=num_placeholders, expected=num_features: (
+                    f"The prompts hold {int(got)} {kind} placeholder tokens (<{kind}>, <row>, <frame>), but the {kind}s "
+                    f"given have {expected} features. A prompt that was truncated, or one with more or fewer {kind}s "
+                    "than were given, does this"
+                ),
+            )
+        return masks[0].unsqueeze(-1), masks[1].unsqueeze(-1)
+
+    def locate_visual_tokens(self, input_ids: torch.LongTensor) -> tuple[torch.BoolTensor, torch.BoolTensor]:
+        """(B, L) masks of the images' and of the videos' tokens, contexts and row ends included."""
+        masks = []
+        for patch_id in (self.config.image_token_id, self.config.video_token_id):
+            is_patch = input_ids == patch_id
+            opens = (input_ids == self.config.frame_token_id) & nn.functional.pad(is_patch[:, 1:], (0, 1))
+            closes = (input_ids == self.config.row_token_id) & nn.functional.pad(is_patch[:, :-1], (1, 0))
+            masks.append(is_patch | opens | closes)
+        return masks[0], masks[1]
+
+    def find_placeholders(self, inputs_embeds: torch.Tensor) -> torch.LongTensor:
+        """(B, L, H) -> (B, L): the id where a position holds exactly a placeholder's embedding, -1 elsewhere."""
+        found = torch.full(inputs_embeds.shape[:2], -1, device=inputs_embeds.device)
+        embed = self.get_input_embeddings()
+        for token_id in self.config.placeholder_token_ids:
+            embedding_H = embed(torch.tensor(token_id, device=inputs_embeds.device)).to(inputs_embeds.dtype)
+            found = torch.where((inputs_embeds == embedding_H).all(-1), token_id, found)
+        return found
+
+    def _insert_visual_tokens(self, input_ids, inputs_embeds, encoded: dict) -> tuple[torch.Tensor, dict]:
+        """Put the features of `encoded` ("image", "video": `BaseModelOutputWithPooling`) at their placeholders."""
+        features = {
+            kind: torch.cat(output.pooler_output).to(inputs_embeds.device, inputs_embeds.dtype)
+            for kind, output in encoded.items()
+            if output is not None
+        }
+        image_mask, video_mask = self.get_placeholder_mask(
+            input_ids, inputs_embeds, features.get("image"), features.get("video")
+        )
+        for mask, kind in ((image_mask, "image"), (video_mask, "video")):
+            if kind in features:
+                inputs_embeds = inputs_embeds.masked_scatter(mask, features[kind])
+        return inputs_embeds, features
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+        image_grid_thw: torch.LongTensor | None = None,
+        video_grid_thw: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs,
+    ) -> VideoPandaModelOutputWithPast:
+        """The language model over the prompts with the visual tokens in place.
+
+        Args:
+            input_ids: (B, L); or `inputs_embeds` (B, L, H), in which placeholders are found by their embedding.
+            attention_mask, position_ids, past_key_values, use_cache: as the language model takes them.
+            pixel_values_videos, video_grid_thw: see `get_video_features`.
+            pixel_values, image_grid_thw: see `get_image_features`.
+            mm_encoder_outputs: what `get_image_features` / `get_video_features` returned earlier, under "image" /
+                "video", in the place of pixels.
+
+        Raises:
+            ValueError: if placeholders and features do not match, naming both counts.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds")
+        has_pixels = pixel_values is not None or pixel_values_videos is not None
+        if has_pixels and mm_encoder_outputs is not None:
+            raise ValueError("Give pixel values or mm_encoder_outputs, not both")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+
+        encoded = dict(mm_encoder_outputs or {})
+        if pixel_values is not None:
+            encoded["image"] = self.get_image_features(pixel_values, image_grid_thw, return_dict=True)
+        if pixel_values_videos is not None:
+            encoded["video"] = self.get_video_features(pixel_values_videos, video_grid_thw, return_dict=True)
+        features = {}
+        # A single new token of a decoding step is never a placeholder (their logits are masked): nothing to check.
+        if encoded or inputs_embeds.shape[1] > 1:
+            inputs_embeds, features = self._insert_visual_tokens(input_ids, inputs_embeds, encoded)
+
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        return VideoPandaModelOutputWithPast(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=features.get("image"),
+            video_hidden_states=features.get("video"),
+        )
+
+
+class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMixin):
+    """Video-Panda with its language modelling head: loss, `generate`."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: VideoPandaConfig):
+        super().__init__(config)
+        self.model = VideoPandaModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        # Not every language model calls its embedding `embed_tokens` (GPT-2: `wte`).
+        embedding = self.model.language_model.get_input_embeddings()
+        name = next(name for name, module in self.named_modules() if module is embedding)
+        self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def get_video_features(self, pixel_values_videos, video_grid_thw, **kwargs):
+        """See `VideoPandaModel.get_video_features`."""
+        return self.model.get_video_features(pixel_values_videos, video_grid_thw, **kwargs)
+
+    def get_image_features(self, pixel_values, image_grid_thw, **kwargs):
+        """See `VideoPandaModel.get_image_features`."""
+        return self.model.get_image_features(pixel_values, image_grid_thw, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+        image_grid_thw: torch.LongTensor | None = None,
+        video_grid_thw: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs,
+    ) -> VideoPandaCausalLMOutputWithPast:
+        """As `VideoPandaModel.forward`, and on to logits.
+
+        Args:
+            labels: (B, L) ids to predict, -100 where there is no loss (visual tokens, questions, padding).
+            logits_to_keep: how many positions at the end (0: all), or which positions, to compute logits for.
+
+        Returns:
+            `logits` (B, kept, vocab_size), with the dtype's minimum at the placeholder and padding ids: loss and sampling
+            are those of the language model's own vocabulary.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            pixel_values=pixel_values,
+            pixel_values_videos=pixel_values_videos,
+            image_grid_thw=image_grid_thw,
+            video_grid_thw=video_grid_thw,
+            use_cache=use_cache,
+            mm_encoder_outputs=mm_encoder_outputs,
+            **kwargs,
+        )
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        logits[..., self.config.num_text_tokens :] = torch.finfo(logits.dtype).min
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
+        return VideoPandaCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=outputs.image_hidden_states,
+            video_hidden_states=outputs.video_hidden_states,
+        )
+
+    def _expand_multimodal_outputs(self, input_ids, mm_encoder_output, expand_size=1, inputs_embeds=None):
+        # A hook of transformers' `generate`, for beams and several answers a prompt: the visuals of one prompt are
+        # repeated as a block. Overridden because transformers counts a visual's tokens by one placeholder id, and
+        # ours have <frame> and <row> among them.
+        if input_ids is None or input_ids.numel() == 0:
+            input_ids = self.model.find_placeholders(inputs_embeds)
+        for kind, mask in zip(("image", "video"), self.model.locate_visual_tokens(input_ids)):
+            output = mm_encoder_output.get(kind)
+            if output is None:
+                continue
+            remaining, repeated = list(output.pooler_output), []
+            for num_placeholders in mask.sum(1).tolist():
+                own = []
+                while remaining and sum(map(len, own)) < num_placeholders:
+                    own.append(remaining.pop(0))
+                repeated += own * expand_size
+            output.pooler_output = tuple(repeated)
+        return mm_encoder_output
+
+
+VideoPandaForConditionalGeneration.register_for_auto_class("AutoModel")
+
+__all__ = ["VideoPandaForConditionalGeneration", "VideoPandaModel", "VideoPandaPreTrainedModel"]

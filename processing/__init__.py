@@ -1,0 +1,1 @@
+"""From a file to model inputs: geometry, decoding, processors. These files are shipped beside a checkpoint's weights."""

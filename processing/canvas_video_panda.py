@@ -1,0 +1,209 @@
+"""From decoded pictures to the model's square canvas: shared by the video and the image processor.
+
+Legend of the shape suffixes: T frames, C = 3 channels, H and W px of the source, S px a side of the canvas.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from .geometry_video_panda import canvas_offset, token_grid
+
+
+@dataclass(frozen=True)
+class VideoPandaCanvas:
+    """The square on which a picture is pasted, and how its pixels are normalised.
+
+    Attributes:
+        image_size: S, px a side.
+        patch_size: px a side of one patch of the patch embedding.
+        downsample_window: patches a side that become one token.
+        image_mean, image_std: per channel, for pixels in [0, 1].
+        rescale_factor: what a uint8 pixel is multiplied by before the mean is taken off.
+        do_resize, do_rescale, do_normalize: which steps to do; without resizing, pictures must already have the size
+            they would get.
+    """
+
+    image_size: int
+    patch_size: int
+    downsample_window: int
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+    rescale_factor: float = 1 / 255
+    do_resize: bool = True
+    do_rescale: bool = True
+    do_normalize: bool = True
+
+    def __post_init__(self):
+        for name in ("image_size", "patch_size", "downsample_window"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}")
+        if self.image_size % self.token_px:
+            raise ValueError(
+                f"`image_size` must be a multiple of patch_size * downsample_window = {self.token_px} px, "
+                f"got {self.image_size}"
+            )
+        for name in ("image_mean", "image_std"):
+            value = getattr(self, name)
+            if not isinstance(value, tuple) or len(value) != 3:
+                raise ValueError(f"`{name}` must be three numbers, one a channel, got {value!r}")
+        if not all(0 <= mean <= 1 for mean in self.image_mean) or not all(std > 0 for std in self.image_std):
+            raise ValueError(
+                f"`image_mean` must lie in [0, 1] and `image_std` above 0, got {self.image_mean} and {self.image_std}"
+            )
+        if self.do_normalize and not self.do_rescale:
+            raise ValueError("`do_normalize` needs `do_rescale`: mean and std are those of pixels in [0, 1]")
+
+    @property
+    def token_px(self) -> int:
+        """Px a side of one token."""
+        return self.patch_size * self.downsample_window
+
+    @property
+    def tokens_per_side(self) -> int:
+        """G, tokens a side of the canvas."""
+        return self.image_size // self.token_px
+
+    @property
+    def background(self) -> tuple[int, int, int]:
+        """Colour around the picture: floor(255 * mean), as the release."""
+        return tuple(int(255 * mean) for mean in self.image_mean)
+
+    def paste(self, pictures: Sequence[torch.Tensor]) -> tuple[torch.Tensor, tuple[int, int]]:
+        """Resize the frames of one video and paste them on the canvas.
+
+        Args:
+            pictures: uint8 tensors (T_i, 3, H_i, W_i) in order; the first frame's size decides the geometry of all.
+
+        Returns:
+            (canvases, (h, w)): uint8 (sum of T_i, 3, S, S), and the token rows and columns of the picture.
+
+        Raises:
+            ValueError: `do_resize` is off and a picture does not have the size it would get.
+        """
+        h, w = token_grid(pictures[0].shape[-1], pictures[0].shape[-2], self.tokens_per_side)
+        size_px = (h * self.token_px, w * self.token_px)
+        top, left = (self.token_px * offset for offset in canvas_offset(h, w, self.tokens_per_side))
+        num_frames = sum(len(picture) for picture in pictures)
+        canvases_TCSS = torch.empty(num_frames, 3, self.image_size, self.image_size, dtype=torch.uint8)
+        canvases_TCSS[:] = torch.tensor(self.background, dtype=torch.uint8)[:, None, None]
+        start = 0
+        for frames_TCHW in pictures:
+            place = canvases_TCSS[start : start + len(frames_TCHW), :, top : top + size_px[0], left : left + size_px[1]]
+            place.copy_(self._resize(frames_TCHW, size_px))
+            start += len(frames_TCHW)
+        return canvases_TCSS, (h, w)
+
+    def _resize(self, frames_TCHW: torch.Tensor, size_px: tuple[int, int]) -> torch.Tensor:
+        if tuple(frames_TCHW.shape[-2:]) == size_px:
+            return frames_TCHW
+        if not self.do_resize:
+            raise ValueError(
+                f"do_resize is off and a picture is {tuple(frames_TCHW.shape[-2:])} px (height, width); "
+                f"expected {size_px}"
+            )
+        # Decoded frames are channels-last in memory, where torch's uint8 kernel is several times faster.
+        frames_TCHW = frames_TCHW.contiguous(memory_format=torch.channels_last)
+        return F.interpolate(frames_TCHW, size=size_px, mode="bicubic", antialias=True, align_corners=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What `fill` writes: float32, or uint8 if nothing is to be rescaled."""
+        return torch.float32 if self.do_rescale else torch.uint8
+
+    def fill(self, output_TCSS: torch.Tensor, canvases_TCSS: torch.Tensor) -> None:
+        """Write normalised canvases into a slice of the batch, in place: the only float copy there is.
+
+        Args:
+            output_TCSS: where to write, of `dtype`.
+            canvases_TCSS: uint8 (T, 3, S, S).
+        """
+        output_TCSS.copy_(canvases_TCSS)
+        if not self.do_rescale:
+            return
+        output_TCSS.mul_(self.rescale_factor)
+        if self.do_normalize:
+            output_TCSS.sub_(output_TCSS.new_tensor(self.image_mean)[:, None, None])
+            output_TCSS.div_(output_TCSS.new_tensor(self.image_std)[:, None, None])
+
+
+def as_channel_triplet(name: str, value) -> tuple[float, float, float]:
+    """A mean or standard deviation as three floats; a single number goes for all channels."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return (float(value),) * 3
+    try:
+        triplet = tuple(float(number) for number in value)
+    except (TypeError, ValueError):
+        raise ValueError(f"`{name}` must be three numbers, one a channel, got {value!r}") from None
+    if len(triplet) != 3:
+        raise ValueError(f"`{name}` must be three numbers, one a channel, got {value!r}")
+    return triplet
+
+
+def as_uint8_frames(array, name: str, input_data_format: str | None = None, convert_rgb: bool = True) -> torch.Tensor:
+    """An array of pictures in the one form the canvas takes.
+
+    Args:
+        array: numpy array or tensor (T, H, W, C) or (T, C, H, W); whole numbers in 0 ... 255, or floats in [0, 1].
+        name: how an error message calls it.
+        input_data_format: "channels_first" or "channels_last" where the shape does not tell.
+        convert_rgb: make three channels of one (gray) or four (the last, transparency, is dropped).
+
+    Returns:
+        uint8 tensor (T, 3, H, W); a view of the input where nothing had to change.
+
+    Raises:
+        ValueError: not four dimensions, no frames, unclear or wrong channels, or values out of range.
+    """
+    frames = torch.from_numpy(np.ascontiguousarray(array)) if isinstance(array, np.ndarray) else array.detach().cpu()
+    if frames.ndim != 4:
+        raise ValueError(f"{name}: expected 4 dimensions (T, H, W, C) or (T, C, H, W), got shape {tuple(frames.shape)}")
+    if 0 in frames.shape:
+        raise ValueError(f"{name}: there are no frames or no pixels in it, got shape {tuple(frames.shape)}")
+    if not _channels_first(frames, name, input_data_format):
+        frames = frames.permute(0, 3, 1, 2)
+    frames = _as_uint8(frames, name)
+    num_channels = frames.shape[1]
+    if num_channels == 3:
+        return frames
+    if not convert_rgb or num_channels not in (1, 4):
+        raise ValueError(f"{name}: expected 3 channels (or 1 or 4 with do_convert_rgb), got {num_channels}")
+    return frames.expand(-1, 3, -1, -1) if num_channels == 1 else frames[:, :3]
+
+
+def _channels_first(frames: torch.Tensor, name: str, input_data_format: str | None) -> bool:
+    if input_data_format is not None:
+        wanted = getattr(input_data_format, "value", input_data_format)
+        if wanted not in ("channels_first", "channels_last"):
+            raise ValueError(
+                f"`input_data_format` must be 'channels_first' or 'channels_last', got {input_data_format!r}"
+            )
+        return wanted == "channels_first"
+    first, last = frames.shape[1] in (1, 3, 4), frames.shape[3] in (1, 3, 4)
+    if first == last:
+        raise ValueError(
+            f"{name}: cannot tell the channels in shape {tuple(frames.shape)}; expected 1, 3 or 4 of them as the second "
+            "or the last dimension, or `input_data_format`"
+        )
+    return first
+
+
+def _as_uint8(frames: torch.Tensor, name: str) -> torch.Tensor:
+    if frames.dtype == torch.uint8:
+        return frames
+    if frames.dtype == torch.bool or frames.is_complex():
+        raise ValueError(f"{name}: expected whole numbers in 0 ... 255 or floats in [0, 1], got {frames.dtype}")
+    lowest, highest = (float(value) for value in torch.aminmax(frames))
+    limit = 1 if frames.is_floating_point() else 255
+    if not (lowest >= 0 and highest <= limit):  # also catches NaN
+        raise ValueError(
+            f"{name}: {frames.dtype} values must lie in [0, {limit}], got {lowest:g} ... {highest:g}; "
+            "pixels of 0 ... 255 belong in uint8"
+        )
+    if frames.is_floating_point():
+        frames = frames.float().mul(255).round_()
+    return frames.to(torch.uint8)

@@ -1,0 +1,115 @@
+"""The prompt format of the release (Vicuna v1.1) and the training mask over it."""
+
+from transformers.utils.chat_template_utils import (
+    _CONTROL_TOKEN_START,
+    _get_control_token_patterns,
+    encode_marked_chat,
+    mark_control_tokens,
+    render_jinja_template,
+)
+
+# PARITY: the release asks with "a curious human" in the system sentence and trains with "a curious user".
+# A visual stands on a line of its own in front of the question; `generation` marks what training learns from.
+VICUNA_CHAT_TEMPLATE = """\
+{%- set person = 'human' if add_generation_prompt else 'user' -%}
+{%- macro render(content) -%}
+{%- if content is string -%}{{ content }}
+{%- else -%}
+{%- for item in content -%}
+{%- if item['type'] == 'video' -%}{{ '<video>\\n' }}
+{%- elif item['type'] == 'image' -%}{{ '<image>\\n' }}
+{%- elif item['type'] == 'text' -%}{{ item['text'] }}
+{%- else -%}{{ raise_exception('content of type ' ~ item['type'] ~ ', expected video, image or text') }}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{%- endmacro -%}
+{{- bos_token -}}
+{%- if messages and messages[0]['role'] == 'system' -%}
+{{- render(messages[0]['content']) -}}
+{%- set messages = messages[1:] -%}
+{%- else -%}
+{{- 'A chat between a curious ' ~ person ~ ' and an artificial intelligence assistant. The assistant gives helpful, '
+    ~ 'detailed, and polite answers to the ' ~ person ~ '\\'s questions.' -}}
+{%- endif -%}
+{{- ' ' -}}
+{%- for message in messages -%}
+{%- if message['role'] == 'user' -%}
+{{- 'USER: ' ~ render(message['content']) ~ ' ' -}}
+{%- elif message['role'] == 'assistant' -%}
+{{- 'ASSISTANT:' -}}
+{%- generation -%}{{- ' ' ~ render(message['content']) ~ eos_token -}}{%- endgeneration -%}
+{%- else -%}
+{{- raise_exception('role ' ~ message['role'] ~ ', expected system (first), user or assistant') -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- 'ASSISTANT:' -}}{%- endif -%}
+"""
+
+
+def count_placeholders(text: str, token: str) -> int:
+    """How often a placeholder stands in a prompt; one that sanitizing marked as user text does not count."""
+    return text.count(token) - text.count(_CONTROL_TOKEN_START + token)
+
+
+def mark_user_text(tokenizer, chat_template: str, conversations: list) -> list:
+    """The conversations with every control token inside their strings marked as plain text.
+
+    The marks and the set of tokens are those of transformers' `sanitize_control_tokens`.
+    """
+    pattern, _ = _get_control_token_patterns(tokenizer._get_control_tokens(chat_template))
+    return [mark_control_tokens(conversation, pattern) for conversation in conversations]
+
+
+def sanitized_assistant_masks(
+    tokenizer, chat_template: str, marked: list, replacements: list[list[dict]], template_kwargs: dict
+) -> list[tuple[list[int], list[int]]]:
+    """Token ids and assistant mask of conversations whose user text holds control tokens.
+
+    transformers cannot give both: its mask needs character offsets, and the pieces that sanitizing encodes have none. So
+    the ends of each answer are found by encoding the prompt up to there.
+
+    Args:
+        tokenizer: the processor's.
+        chat_template: has `generation` blocks.
+        marked: conversations from `mark_user_text`.
+        replacements: for each conversation the placeholders' spans and texts, as the processor reports them.
+        template_kwargs: variables of the template.
+
+    Returns:
+        For each conversation its ids and, as long, 1 where an assistant's answer stands.
+    """
+    prompts, spans_of_prompt = render_jinja_template(
+        conversations=marked, chat_template=chat_template, return_assistant_tokens_mask=True, **template_kwargs
+    )
+    results = []
+    for prompt, spans, placed in zip(prompts, spans_of_prompt, replacements):
+        ids = encode_marked_chat(tokenizer, _expand(prompt, placed))
+        mask = [0] * len(ids)
+        for start, end in spans:
+            first, _ = _shared_prefix(ids, encode_marked_chat(tokenizer, _expand(prompt[:start], placed)))
+            last, cut = _shared_prefix(ids, encode_marked_chat(tokenizer, _expand(prompt[:end], placed)))
+            last += int(cut)  # a token that reaches over the end belongs to the answer too
+            mask[first:last] = [1] * (last - first)
+        results.append((ids, mask))
+    return results
+
+
+def _expand(prompt: str, placed: list[dict]) -> str:
+    """Put each placeholder's tokens in its place; those beyond the end of `prompt` are left out."""
+    pieces, position = [], 0
+    for replacement in placed:
+        start, end = replacement["span"]
+        if end > len(prompt):
+            break
+        pieces += [prompt[position:start], replacement["replacement"]]
+        position = end
+    return "".join([*pieces, prompt[position:]])
+
+
+def _shared_prefix(ids: list[int], prefix: list[int]) -> tuple[int, bool]:
+    """Length of the common beginning, and whether `prefix` goes on differently after it."""
+    length = 0
+    while length < len(prefix) and ids[length] == prefix[length]:
+        length += 1
+    return length, length < len(prefix)

@@ -1,0 +1,182 @@
+"""The image processor: still pictures to `pixel_values` and `image_grid_thw`, with the geometry of the videos.
+
+Legend: S px a side of the canvas.
+"""
+
+import os
+
+import torch
+from huggingface_hub.dataclasses import validate_typed_dict
+from huggingface_hub.errors import StrictDataclassError
+from PIL import Image
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.processing_utils import ImagesKwargs
+
+from .canvas_video_panda import VideoPandaCanvas, as_channel_triplet, as_uint8_frames
+from .sources_video_panda import describe_source, load_rgb_image
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class VideoPandaImagesKwargs(ImagesKwargs, total=False):
+    """What the image processor takes beyond transformers' own options.
+
+    Attributes:
+        image_size: side of the canvas, px.
+        patch_size: side of one patch, px.
+        downsample_window: patches a side that become one token.
+        allow_urls: whether http(s) addresses may be fetched; off unless asked for.
+    """
+
+    image_size: int | None
+    patch_size: int | None
+    downsample_window: int | None
+    allow_urls: bool | None
+
+
+class VideoPandaImageProcessor(BaseImageProcessor):
+    """Reads pictures, pastes them on a square canvas and normalises them.
+
+    Args:
+        image_size: side of the canvas, px. Default 448.
+        patch_size: side of one patch, px. Default 14.
+        downsample_window: patches a side that become one token. Default 2.
+        image_mean, image_std: of each channel, for pixels in [0, 1]. Default CLIP's.
+        do_resize, do_rescale, do_normalize, do_convert_rgb: the steps; all on.
+
+    Raises:
+        ValueError: a value of the wrong kind, or sizes that do not fit each other.
+    """
+
+    _auto_class = "AutoImageProcessor"
+    valid_kwargs = VideoPandaImagesKwargs
+    model_input_names = ["pixel_values", "image_grid_thw"]  # noqa: RUF012 (transformers' contract)
+
+    image_size = 448
+    patch_size = 14
+    downsample_window = 2
+    image_mean = CLIP_MEAN
+    image_std = CLIP_STD
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+    allow_urls = False
+
+    def __init__(self, **kwargs):
+        self._check_kwargs({key: value for key, value in kwargs.items() if key in self.valid_kwargs.__annotations__})
+        super().__init__(**kwargs)
+        self._set_attributes(**kwargs)
+        self._canvas({})
+
+    @property
+    def tokens_per_side(self) -> int:
+        """G, tokens a side of the canvas."""
+        return self._canvas({}).tokens_per_side
+
+    def preprocess(self, images, **kwargs) -> BatchFeature:
+        """Turn pictures into the model's inputs.
+
+        Args:
+            images: a PIL image, path, `Path`, bytes, base64 text or (with `allow_urls`) URL; an array or tensor
+                (H, W), (H, W, C) or (C, H, W), or a batch of these, uint8 or float in [0, 1]; or a (nested) list.
+            **kwargs: see `VideoPandaImagesKwargs` and transformers' `ImagesKwargs`; `return_tensors` is "pt" unless
+                given.
+
+        Returns:
+            `pixel_values`: float32 (num_images, 3, S, S), or uint8 if neither rescaled nor normalised;
+            `image_grid_thw`: int64 (num_images, 3), T = 1 and h, w in tokens.
+
+        Raises:
+            ValueError: an option or a picture that does not fit, or damaged data; says which and why.
+            OSError: a file that is missing or not a regular file, or a URL that cannot be fetched.
+        """
+        self._check_kwargs(kwargs)
+        given = {key: value for key, value in kwargs.items() if value is not None}
+        canvas = self._canvas(given)
+        pictures = self.fetch_images(
+            images,
+            allow_urls=given.get("allow_urls"),
+            input_data_format=given.get("input_data_format", getattr(self, "input_data_format", None)),
+            do_convert_rgb=given.get("do_convert_rgb", self.do_convert_rgb),
+        )
+        pictures = [pictures] if isinstance(pictures, torch.Tensor) else _flatten(pictures)
+        pixels = torch.empty(len(pictures), 3, canvas.image_size, canvas.image_size, dtype=canvas.dtype)
+        grids = []
+        for place, picture in enumerate(pictures):
+            pasted, (h, w) = canvas.paste([picture[None]])
+            canvas.fill(pixels[place : place + 1], pasted)
+            grids.append((1, h, w))
+        output = {"pixel_values": pixels, "image_grid_thw": torch.tensor(grids, dtype=torch.int64)}
+        return BatchFeature(data=output, tensor_type=kwargs.get("return_tensors") or "pt")
+
+    # transformers' own fetches any URL it is given, and reads neither `Path` nor bytes.
+    def fetch_images(
+        self,
+        image_url_or_urls,
+        allow_urls: bool | None = None,
+        input_data_format: str | None = None,
+        do_convert_rgb: bool = True,
+    ):
+        """Read one picture, or (nested) lists of them.
+
+        Args:
+            image_url_or_urls: as `images` of the call.
+            allow_urls: whether URLs may be fetched; the processor's own setting unless given.
+            input_data_format: "channels_first" or "channels_last" for arrays whose shape does not tell.
+            do_convert_rgb: turn grayscale, palette, CMYK and transparent pictures into RGB.
+
+        Returns:
+            A uint8 tensor (3, H, W), or lists of them nested alike; a batch array gives a list.
+
+        Raises:
+            ValueError, OSError: as `preprocess`.
+        """
+        allow_urls = bool(self.allow_urls if allow_urls is None else allow_urls)
+        images = image_url_or_urls
+        if isinstance(images, (list, tuple)):
+            if not images:
+                raise ValueError("`images` holds an empty list; expected at least one picture")
+            return [self.fetch_images(image, allow_urls, input_data_format, do_convert_rgb) for image in images]
+        if isinstance(images, (Image.Image, str, os.PathLike, bytes, bytearray, memoryview)):
+            return load_rgb_image(images, allow_urls=allow_urls, convert_rgb=do_convert_rgb)
+        num_dimensions = getattr(images, "ndim", None)
+        if num_dimensions not in (2, 3, 4):
+            shape = f" of shape {tuple(images.shape)}" if num_dimensions is not None else ""
+            raise ValueError(
+                "`images` must be PIL images, paths, bytes, base64 text, URLs, or arrays of 2 to 4 dimensions; got "
+                f"{describe_source(type(images).__name__)}{shape}"
+            )
+        batch = {2: lambda: images[None, :, :, None], 3: lambda: images[None], 4: lambda: images}[num_dimensions]()
+        channels = "channels_last" if num_dimensions == 2 else input_data_format
+        frames = as_uint8_frames(batch, "images", channels, do_convert_rgb)
+        return list(frames) if num_dimensions == 4 else frames[0]
+
+    def _check_kwargs(self, kwargs: dict) -> None:
+        checked = {key: value for key, value in kwargs.items() if value is not None}
+        try:
+            validate_typed_dict(self.valid_kwargs, checked)
+        except (StrictDataclassError, TypeError) as error:
+            raise ValueError(f"VideoPandaImageProcessor: {error}") from error
+        for key in ("size", "crop_size", "do_center_crop", "do_pad"):
+            if checked.get(key):
+                raise ValueError(
+                    f"`{key}` is not an option of VideoPandaImageProcessor, got {checked[key]!r}; the canvas is a "
+                    "square of `image_size` px, and pictures are neither cropped nor padded otherwise"
+                )
+
+    def _canvas(self, given: dict) -> VideoPandaCanvas:
+        names = ("image_size", "patch_size", "downsample_window", "rescale_factor")
+        steps = ("do_resize", "do_rescale", "do_normalize")
+        chosen = {name: given.get(name, getattr(self, name)) for name in names + steps}
+        for name in ("image_mean", "image_std"):
+            chosen[name] = as_channel_triplet(name, given.get(name, getattr(self, name)))
+        return VideoPandaCanvas(**chosen)
+
+
+def _flatten(pictures) -> list[torch.Tensor]:
+    if isinstance(pictures, torch.Tensor):
+        return [pictures]
+    return [picture for item in pictures for picture in _flatten(item)]

@@ -1,0 +1,257 @@
+"""The processor: prompts and clips in, model inputs out.
+
+Shape suffixes: B prompts, L prompt length; see the image and video processors for theirs.
+"""
+
+import torch
+from transformers import AutoTokenizer
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
+from transformers.video_processing_utils import VideoProcessorMixin
+
+from .chat_video_panda import VICUNA_CHAT_TEMPLATE, count_placeholders, mark_user_text, sanitized_assistant_masks
+from .geometry_video_panda import frame_token_sequence
+from .image_processing_video_panda import VideoPandaImageProcessor, VideoPandaImagesKwargs
+from .video_inputs_video_panda import flatten_videos
+from .video_processing_video_panda import VideoPandaVideoProcessor, VideoPandaVideosKwargs
+
+PLACEHOLDER_TOKENS = ("<video>", "<row>", "<frame>", "<image>")
+
+
+class VideoPandaProcessorKwargs(ProcessingKwargs, total=False):
+    """What `VideoPandaProcessor` takes beside prompts and clips."""
+
+    images_kwargs: VideoPandaImagesKwargs
+    videos_kwargs: VideoPandaVideosKwargs
+
+
+class VideoPandaProcessor(ProcessorMixin):
+    """Video and image processor, tokenizer and chat template in one.
+
+    Each `<video>` in a prompt becomes its frames' tokens, a frame `<frame>` and then row by row `<video>` x w and `<row>`;
+    an `<image>` one such frame with `<image>` as its patches.
+
+    Args:
+        image_processor, video_processor: the two that draw the canvases.
+        tokenizer: the language model's. The placeholder tokens are added to it where they are missing, it pads on the left
+            (generation needs that), and with its unknown or end token where it has no padding token.
+        chat_template: default: the Vicuna format of the release.
+        use_row_token: whether a row ends with `<row>`; as in the model's configuration.
+    """
+
+    valid_processor_kwargs = VideoPandaProcessorKwargs
+    # Defaults, overridden by whatever a call gives: prompts of different lengths make one batch of tensors.
+    text_kwargs = {"padding": True, "return_tensors": "pt"}  # noqa: RUF012 - the way transformers declares defaults
+    images_kwargs = {"return_tensors": "pt"}  # noqa: RUF012
+    videos_kwargs = {"return_tensors": "pt"}  # noqa: RUF012
+
+    def __init__(
+        self, image_processor=None, video_processor=None, tokenizer=None, chat_template=None, use_row_token=True
+    ):
+        super().__init__(
+            image_processor, video_processor, tokenizer, chat_template=chat_template or VICUNA_CHAT_TEMPLATE
+        )
+        self.use_row_token = use_row_token
+        missing = [token for token in PLACEHOLDER_TOKENS if token not in tokenizer.get_vocab()]
+        if missing or not set(PLACEHOLDER_TOKENS) <= set(tokenizer.all_special_tokens):
+            tokenizer.add_special_tokens(
+                {"additional_special_tokens": list(PLACEHOLDER_TOKENS)}, replace_extra_special_tokens=False
+            )
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+        tokenizer.padding_side = "left"
+        self.video_token, self.row_token, self.frame_token, self.image_token = PLACEHOLDER_TOKENS
+        self.video_token_id, self.row_token_id, self.frame_token_id, self.image_token_id = (
+            tokenizer.convert_tokens_to_ids(list(PLACEHOLDER_TOKENS))
+        )
+
+    @classmethod
+    def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
+        # A hook of transformers, overridden because its own goes through AutoVideoProcessor, which insists on torchvision.
+        kwargs_of_parts = {key: value for key, value in kwargs.items() if key != "trust_remote_code"}
+        return [
+            VideoPandaImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs_of_parts),
+            VideoPandaVideoProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs_of_parts),
+            AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs),
+        ]
+
+    def check_argument_for_proper_class(self, argument_name, argument):
+        # A hook of transformers, overridden because its own looks the video processor's base class up among the exported
+        # names, where it stands only if torchvision is installed.
+        if argument_name != "video_processor":
+            return super().check_argument_for_proper_class(argument_name, argument)
+        if not isinstance(argument, VideoProcessorMixin):
+            raise TypeError(f"video_processor must be a VideoPandaVideoProcessor, got {type(argument).__name__}")
+        return VideoProcessorMixin
+
+    def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
+        """Prompts as a list; a chat without visuals beside chats with some (an empty list in the batch) adds none.
+
+        Overridden because transformers would fetch the images here, whatever the call says about URLs.
+        """
+        if isinstance(text, str):
+            text = [text]
+        return _without_empty(images), None if text is None else list(text), _without_empty(videos), audio
+
+    def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs):
+        """Check what can be checked before anything is decoded.
+
+        Overridden because transformers counts the visuals itself and knows neither bytes, paths nor frames as a video.
+        """
+        if images is None and text is None and videos is None:
+            raise ValueError("VideoPandaProcessor: nothing was given, expected text, images or videos")
+        if audio is not None:
+            raise ValueError("VideoPandaProcessor: audio was given; Video-Panda sees, it does not hear")
+        if text is None:
+            return
+        if not isinstance(text, list) or not all(isinstance(sample, str) for sample in text):
+            raise ValueError(f"text must be a string or a list of strings, got {type(text).__name__}")
+        self._check_count(text, self.video_token, "videos", 0 if videos is None else len(flatten_videos(videos)))
+        if images is None:
+            self._check_count(text, self.image_token, "images", 0)
+
+    @staticmethod
+    def _check_count(text: list[str], token: str, kind: str, num_given: int) -> None:
+        num_placeholders = sum(count_placeholders(sample, token) for sample in text)
+        if num_placeholders != num_given:
+            raise ValueError(
+                f"The text holds {num_placeholders} {token} placeholders, but {num_given} {kind} were given"
+            )
+
+    def _process_videos(self, videos, **kwargs):
+        processed = self.video_processor(videos, **kwargs)
+        return processed, [
+            self.replace_video_token(processed, index) for index in range(len(processed["video_grid_thw"]))
+        ]
+
+    def _process_images(self, images, **kwargs):
+        processed = self.image_processor(images, **kwargs)
+        return processed, [
+            self.replace_image_token(processed, index) for index in range(len(processed["image_grid_thw"]))
+        ]
+
+    def replace_video_token(self, video_inputs: dict, video_idx: int, **kwargs) -> str:
+        """The tokens that stand for a video: its frames one after the other."""
+        frames, height, width = map(int, video_inputs["video_grid_thw"][video_idx])
+        return frames * self._frame_tokens(height, width, self.video_token)
+
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
+        """The tokens that stand for a still image: one frame."""
+        _, height, width = map(int, image_inputs["image_grid_thw"][image_idx])
+        return self._frame_tokens(height, width, self.image_token)
+
+    def _frame_tokens(self, height: int, width: int, patch_token: str) -> str:
+        return frame_token_sequence(height, width, patch_token, self.row_token, self.frame_token, self.use_row_token)
+
+    def get_text_with_replacements(
+        self, text, images_replacements=(), videos_replacements=(), audio_replacements=()
+    ) -> tuple[list[str], list[list[dict]]]:
+        """As in transformers, after a check that there are as many placeholders as visuals, naming both counts."""
+        self._check_count(text, self.image_token, "images", len(images_replacements))
+        self._check_count(text, self.video_token, "videos", len(videos_replacements))
+        return super().get_text_with_replacements(text, images_replacements, videos_replacements, audio_replacements)
+
+    def create_mm_token_type_ids(self, input_ids) -> list[list[int]]:
+        """0 text, 1 image, 2 video, for each prompt; `<frame>` and `<row>` are of the kind of the patch beside them."""
+        kinds = {self.image_token_id: 1, self.video_token_id: 2}
+        type_ids = []
+        for ids in input_ids:
+            ids = ids.tolist() if isinstance(ids, torch.Tensor) else list(ids)
+            row = [kinds.get(token_id, 0) for token_id in ids]
+            for position, token_id in enumerate(ids):
+                if token_id == self.frame_token_id and position + 1 < len(ids):
+                    row[position] = kinds.get(ids[position + 1], 0)
+                elif token_id == self.row_token_id and position > 0:
+                    row[position] = kinds.get(ids[position - 1], 0)
+            type_ids.append(row)
+        return type_ids
+
+    def apply_chat_template(
+        self,
+        conversation,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool | str = False,
+        return_assistant_tokens_mask: bool = False,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        processor_kwargs: dict | None = None,
+        sanitize_control_tokens: bool | None = None,
+        **kwargs,
+    ):
+        """As in transformers, with two defaults of its own.
+
+        Text of the conversation is text: a `</s>` or `<video>` in it is never a control token (`sanitize_control_tokens`,
+        on unless switched off). Prompts to continue are padded on the left, others (training) on the right.
+
+        Args:
+            conversation: messages, or a list of conversations. Content items: `{"type": "video", "path" | "url" | "video":
+                ...}`, `{"type": "image", "path" | "url" | "image": ...}`, `{"type": "text", "text": ...}`.
+            return_assistant_tokens_mask: with `tokenize` and `return_dict`: also `assistant_masks` (B, L), 1 on the
+                assistant's answers and their end token.
+            processor_kwargs: options of the processors, such as `num_frames`, `start`, `end`, `allow_urls`, `padding`.
+            kwargs: variables of the template and the rest of transformers' arguments.
+        """
+        side = "left" if add_generation_prompt or continue_final_message else "right"
+        # The template writes all special tokens there are.
+        processor_kwargs = {"padding_side": side, "add_special_tokens": False, **(processor_kwargs or {})}
+        sanitize = tokenize if sanitize_control_tokens is None else sanitize_control_tokens
+        common = {
+            "chat_template": chat_template,
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+            "tokenize": tokenize,
+            "return_dict": return_dict,
+            **kwargs,
+        }
+        if not (return_assistant_tokens_mask and tokenize and return_dict):
+            return super().apply_chat_template(
+                conversation,
+                processor_kwargs=processor_kwargs,
+                sanitize_control_tokens=sanitize,
+                return_assistant_tokens_mask=return_assistant_tokens_mask and not sanitize,
+                **common,
+            )
+        if continue_final_message:
+            raise ValueError("return_assistant_tokens_mask does not go with continue_final_message")
+        template = self._resolve_chat_template(chat_template)
+        conversations, _ = self._normalize_conversations(conversation)
+        marked = mark_user_text(self.tokenizer, template, conversations)
+        if not sanitize or marked == conversations:
+            inputs = super().apply_chat_template(
+                conversation, processor_kwargs=processor_kwargs, return_assistant_tokens_mask=True, **common
+            )
+        else:
+            processor_kwargs["return_text_replacement_offsets"] = True
+            inputs = super().apply_chat_template(
+                conversation, processor_kwargs=processor_kwargs, sanitize_control_tokens=True, **common
+            )
+            variables = {**self.tokenizer.special_tokens_map, "add_generation_prompt": add_generation_prompt, **kwargs}
+            replacements = inputs.pop("text_replacement_offsets", None) or [[] for _ in marked]
+            encoded = sanitized_assistant_masks(self.tokenizer, template, marked, replacements, variables)
+            inputs["assistant_masks"] = [
+                self._lay_out(mask, row) for (_, mask), row in zip(encoded, inputs["attention_mask"])
+            ]
+        if isinstance(inputs["input_ids"], torch.Tensor):
+            inputs["assistant_masks"] = torch.as_tensor(inputs["assistant_masks"])
+        return inputs
+
+    def _lay_out(self, mask: list[int], attention_row) -> list[int]:
+        """A prompt's mask at the places where padding and truncation put its tokens."""
+        kept = [position for position, attended in enumerate(attention_row) if attended]
+        mask = mask[: len(kept)] if self.tokenizer.truncation_side == "right" else mask[len(mask) - len(kept) :]
+        row = [0] * len(attention_row)
+        for position, value in zip(kept, mask):
+            row[position] = value
+        return row
+
+
+def _without_empty(visuals):
+    """Drop the empty lists of a batch in which some prompts have no visuals; None if nothing is left of it."""
+    if not isinstance(visuals, (list, tuple)) or not any(isinstance(own, (list, tuple)) and not own for own in visuals):
+        return visuals
+    return [own for own in visuals if not (isinstance(own, (list, tuple)) and not own)] or None
+
+
+VideoPandaProcessor.register_for_auto_class()
+
+__all__ = ["VideoPandaProcessor"]

@@ -1,0 +1,197 @@
+"""Where pictures and clips come from: regular files, bytes in memory, and URLs where the caller allows them.
+
+Everything a decoder or an image reader gets has passed through here, so that a string can never make one of them
+open something else: FFmpeg would follow `concat:`, `subfile,,` and `http://` by itself.
+"""
+
+import base64
+import binascii
+import io
+import os
+import stat
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+MAX_DOWNLOAD_BYTES = 2**30
+DOWNLOAD_TIMEOUT_S = 120.0
+SOCKET_TIMEOUT_S = 20.0
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jfif"})
+
+
+def is_url(source) -> bool:
+    """Whether a source is a string that begins with http:// or https://."""
+    return isinstance(source, str) and source.lower().startswith(("http://", "https://"))
+
+
+def describe_source(source) -> str:
+    """How an error message calls a source: its path or URL, or how many bytes it has."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return f"<{len(source)} bytes in memory>"
+    text = os.fspath(source) if isinstance(source, os.PathLike) else str(source)
+    return text if len(text) <= 300 else f"{text[:300]}... ({len(text)} characters)"
+
+
+def regular_file(source: str | os.PathLike) -> str:
+    """The real path of an existing regular file.
+
+    Args:
+        source: a path; symbolic links are followed.
+
+    Returns:
+        The absolute path.
+
+    Raises:
+        FileNotFoundError: nothing is there (a URL or an FFmpeg protocol string is just a missing file).
+        IsADirectoryError: a directory is there.
+        OSError: something else than a regular file is there (a pipe, a device).
+    """
+    path = os.path.realpath(os.fspath(source))
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no such file: {describe_source(source)}") from None
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(f"expected a file, got a directory: {describe_source(source)}")
+    if not stat.S_ISREG(mode):
+        raise OSError(f"expected a regular file, got a pipe, socket or device: {describe_source(source)}")
+    return path
+
+
+def download(
+    url: str, *, allow_urls: bool, max_bytes: int = MAX_DOWNLOAD_BYTES, timeout_s: float = DOWNLOAD_TIMEOUT_S
+) -> bytes:
+    """Fetch a URL into memory.
+
+    Args:
+        url: http:// or https:// address; redirects stay within these two.
+        allow_urls: the caller's permission; a program that takes paths from strangers must not be made to fetch.
+        max_bytes: give up beyond this size.
+        timeout_s: give up beyond this time, seconds.
+
+    Returns:
+        The body.
+
+    Raises:
+        ValueError: not allowed, not such an address, or too large.
+        OSError: it cannot be fetched, or not in time.
+    """
+    if not allow_urls:
+        raise ValueError(f"{url} is a URL and URLs are off; pass allow_urls=True to have it fetched")
+    if not is_url(url):
+        raise ValueError(f"expected an http:// or https:// address, got {url!r}")
+    deadline = time.monotonic() + timeout_s
+    chunks, size = [], 0
+    try:
+        with _web_opener().open(url, timeout=min(SOCKET_TIMEOUT_S, timeout_s)) as response:
+            while chunk := response.read1(1 << 20):
+                size += len(chunk)
+                if size > max_bytes:
+                    raise ValueError(f"{url} is larger than the {max_bytes} bytes allowed")
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"{url} did not arrive within {timeout_s:g} s")
+                chunks.append(chunk)
+    except urllib.error.URLError as error:
+        raise OSError(f"cannot fetch {url}: {error}") from error
+    return b"".join(chunks)
+
+
+def _web_opener() -> urllib.request.OpenerDirector:
+    """An opener that knows http and https only: urllib's own would also follow ftp:// and open file://."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.HTTPHandler(),
+        urllib.request.HTTPSHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPRedirectHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        urllib.request.UnknownHandler(),
+    ):
+        opener.add_handler(handler)
+    return opener
+
+
+def is_image_file_name(source) -> bool:
+    """Whether a path or URL ends like a still picture. GIF does not count: it is read as a video."""
+    if not isinstance(source, (str, os.PathLike)):
+        return False
+    name = os.fspath(source)
+    if is_url(name):
+        name = name.split("?", 1)[0].split("#", 1)[0]
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def load_rgb_image(source, *, allow_urls: bool = False, convert_rgb: bool = True) -> torch.Tensor:
+    """A still picture as pixels, upright and in RGB.
+
+    Args:
+        source: a PIL image; a path; the bytes of an image file; a `data:image/...;base64,` string or plain base64;
+            or, where allowed, a URL.
+        allow_urls: whether URLs may be fetched.
+        convert_rgb: turn grayscale, palette, CMYK and transparent pictures into RGB; if not, they are refused.
+
+    Returns:
+        uint8 tensor (3, H, W), the EXIF orientation applied.
+
+    Raises:
+        ValueError: not a readable picture, or not RGB where `convert_rgb` is off.
+        OSError: the file is missing or not a regular file, or the URL cannot be fetched.
+    """
+    image = source if isinstance(source, Image.Image) else _open_image(source, allow_urls)
+    name = "<PIL image>" if image is source else describe_source(source)
+    try:
+        image = ImageOps.exif_transpose(image)
+        if image.mode != "RGB" and not convert_rgb:
+            raise ValueError(f"{name}: mode {image.mode!r}, expected 'RGB' (or do_convert_rgb=True)")
+        if image.mode.startswith("I"):
+            # PIL clips 16-bit gray at 255, which would turn nearly all of it white.
+            image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+        pixels = np.array(image.convert("RGB"))
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{name}: the picture cannot be decoded: {error}") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _open_image(source, allow_urls: bool) -> Image.Image:
+    name = describe_source(source)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        content = bytes(source)
+    elif is_url(source):
+        content = download(source, allow_urls=allow_urls)
+    elif isinstance(source, str) and source.startswith("data:image/"):
+        content = _decode_base64(source.partition(",")[2], name)
+    elif isinstance(source, (str, os.PathLike)):
+        try:
+            content = Path(regular_file(source)).read_bytes()
+        except (OSError, ValueError):
+            # A long string that is no path may be the picture itself in base64.
+            if not isinstance(source, str) or len(source) < 64:
+                raise
+            try:
+                content = _decode_base64(source, name)
+            except ValueError:
+                content = None
+            if content is None:
+                raise
+    else:
+        raise ValueError(f"expected a PIL image, path, bytes, base64 text or URL, got {type(source).__name__}")
+    if not content:
+        raise ValueError(f"{name}: the picture is empty (0 bytes)")
+    try:
+        return Image.open(io.BytesIO(content))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{name}: not a picture that can be read: {error}") from error
+
+
+def _decode_base64(text: str, name: str) -> bytes:
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"{name}: not valid base64: {error}") from error

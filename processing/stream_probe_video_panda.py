@@ -1,0 +1,188 @@
+"""What kind of stream a video file holds, found by listing its packets without decoding a picture.
+
+decord answers random access by seeking to a key frame and counting on from there. On streams where a key frame is
+not a clean start, or where the container's times are not those of the pictures, it returns *other frames than asked
+for*, without an error. This file says where its answer is known to be exact. Measured with barcoded clips
+(tests/processing/test_video_decoding.py):
+
+- exact: H.264 in MP4, MOV and Matroska whose key frames are all IDR pictures (B-frames, variable frame rate,
+  interlacing and fragments do no harm); VP8 and VP9 in WebM; Motion JPEG and ProRes in MOV;
+- wrong: H.264 and HEVC with open GOPs, H.264 with intra refresh, files cut with an edit list, MPEG-4 with B-frames,
+  everything in AVI, MPEG-TS, MPEG-PS and WMV; HEVC with closed GOPs fails outright.
+"""
+
+import os
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+try:
+    import av
+except ImportError:  # decord alone then reads from the first frame to the last
+    av = None
+
+# FFmpeg's names; "mov" is the whole family of MP4, MOV, M4V and 3GP.
+_INDEXED_CONTAINERS = frozenset({"mov", "matroska", "webm"})
+# One packet is one picture in these, when they lie in one of the containers above.
+_PACKET_IS_PICTURE = frozenset({"h264", "hevc", "vp8", "vp9", "av1", "mjpeg", "prores"})
+_CLEAN_KEY_FRAMES = frozenset({"vp8", "vp9"})
+_ONLY_KEY_FRAMES = frozenset({"mjpeg", "prores"})
+_H264_IDR = 5
+
+
+@dataclass
+class VideoPandaStreamInfo:
+    """The facts about a file's video stream that decide how it is read.
+
+    Attributes:
+        container: FFmpeg's names of the format, for example ("mov", "mp4", ...).
+        codec: FFmpeg's name of the codec.
+        width, height: coded size before rotation, px.
+        fps: average frames per second as the container states it (decord's get_avg_fps), or None.
+        num_packets: packets that carry a picture to show.
+        packet_times: when each of them is shown, seconds, ascending; empty if the container does not say.
+        counts_are_exact: whether every one of those packets gives exactly one frame.
+        random_access_is_exact: whether decord's random access gives the frames asked for.
+        num_promised: packets the container's index promises, or None.
+        num_read: packets that could be read, shown or not.
+    """
+
+    container: tuple[str, ...]
+    codec: str
+    width: int
+    height: int
+    fps: Fraction | None
+    num_packets: int
+    num_promised: int | None
+    num_read: int
+    packet_times: list[float] = field(default_factory=list)
+    counts_are_exact: bool = False
+    random_access_is_exact: bool = False
+
+
+def best_video_stream(container):
+    """The stream a player would show, or None; a cover picture of a sound file is not one.
+
+    Args:
+        container: an open PyAV input container.
+    """
+    stream = container.streams.best("video")
+    if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
+        return None
+    return stream
+
+
+def probe_stream(container) -> VideoPandaStreamInfo | None:
+    """List the packets of the video stream.
+
+    Args:
+        container: an open PyAV input container, at its beginning.
+
+    Returns:
+        The facts, or None if there is no video stream.
+
+    Raises:
+        av.error.FFmpegError: the file breaks while its packets are listed.
+    """
+    stream = best_video_stream(container)
+    if stream is None:
+        return None
+    codec_context = stream.codec_context
+    names = tuple(container.format.name.split(","))
+    # The canonical name: AV1 is "av1" whichever decoder FFmpeg was built with.
+    codec = codec_context.codec.canonical_name if codec_context is not None else "unknown"
+    key_frames_are_clean = codec in _CLEAN_KEY_FRAMES
+    nal_length_size = _nal_length_size(codec_context.extradata if codec_context is not None else None)
+
+    display_ticks, num_read, num_keys, num_clean_keys, num_hidden = [], 0, 0, 0, 0
+    starts_with_key = False
+    for packet in container.demux(stream):
+        if not packet.size:
+            continue
+        if packet.is_keyframe:
+            starts_with_key = starts_with_key or num_read == 0
+            num_keys += 1
+            if codec == "h264":
+                num_clean_keys += _has_idr_picture(packet, nal_length_size)
+        num_read += 1
+        if packet.is_discard:
+            num_hidden += 1
+        else:
+            display_ticks.append(packet.pts)
+
+    if codec == "h264":
+        key_frames_are_clean = num_keys > 0 and num_clean_keys == num_keys
+    elif codec in _ONLY_KEY_FRAMES:
+        key_frames_are_clean = num_keys == num_read
+
+    first_ticks = display_ticks[0] if display_ticks else None
+    timed = bool(display_ticks) and None not in display_ticks and len(set(display_ticks)) == len(display_ticks)
+    # Pictures shown before the first key frame cannot be decoded and are dropped.
+    nothing_leads = timed and starts_with_key and min(display_ticks) == first_ticks
+    indexed = bool(_INDEXED_CONTAINERS.intersection(names))
+    counts_are_exact = indexed and codec in _PACKET_IS_PICTURE and nothing_leads and num_hidden == 0
+    times = sorted(float(ticks * stream.time_base) for ticks in display_ticks) if timed else []
+    return VideoPandaStreamInfo(
+        container=names,
+        codec=codec,
+        width=stream.width,
+        height=stream.height,
+        fps=stream.average_rate or None,
+        num_packets=len(display_ticks),
+        num_promised=stream.frames if "mov" in names and stream.frames > 0 else None,
+        num_read=num_read,
+        packet_times=times,
+        counts_are_exact=counts_are_exact,
+        random_access_is_exact=counts_are_exact and key_frames_are_clean,
+    )
+
+
+def _nal_length_size(extradata: bytes | None) -> int | None:
+    """How many bytes give the length of each H.264 unit, from the avcC record; None for start codes (Annex B)."""
+    if extradata and len(extradata) > 4 and extradata[0] == 1:
+        return (extradata[4] & 3) + 1
+    return None
+
+
+def _has_idr_picture(packet, nal_length_size: int | None) -> bool:
+    """Whether an H.264 key packet is an IDR picture: only after one of these does nothing refer further back.
+
+    A container also marks recovery points (open GOP, intra refresh) as key frames; decoding cannot start cleanly there.
+    """
+    if nal_length_size is None:
+        return False
+    content = memoryview(packet)
+    position = 0
+    while position + nal_length_size < len(content):
+        length = int.from_bytes(content[position : position + nal_length_size], "big")
+        position += nal_length_size
+        if content[position] & 0x1F == _H264_IDR:
+            return True
+        position += length
+    return False
+
+
+def looks_like_text(head: bytes) -> bool:
+    """Whether a file's first bytes are plain text.
+
+    No video format begins so, but playlists (M3U8, ffconcat, MPD, SDP) do, and those would make FFmpeg open the other
+    files and addresses they name.
+
+    Args:
+        head: the first bytes of the file, up to a few thousand.
+    """
+    if any(byte < 32 and byte not in b"\t\r\n\f" for byte in head):
+        return False
+    try:
+        # a character cut at the end does not make it binary
+        head[: max(0, len(head) - 3)].decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return bool(head)
+
+
+def read_head(source: str | bytes, num_bytes: int = 4096) -> bytes:
+    """The first bytes of a file or of bytes in memory."""
+    if isinstance(source, bytes):
+        return source[:num_bytes]
+    with open(os.fspath(source), "rb") as file:
+        return file.read(num_bytes)

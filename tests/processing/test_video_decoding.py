@@ -1,0 +1,408 @@
+"""Frames are the frames asked for, on every kind of stream; a file that cannot be read says so.
+
+The clips carry their frame numbers as barcodes. Where decord's random access is trusted, the test proves it right;
+where it is not, the expected backend shows that another way is taken.
+"""
+
+import io
+import os
+import random
+import subprocess
+import sys
+import threading
+
+import av
+import numpy as np
+import pytest
+import torch
+from clips import barcode_frame, read_barcodes, set_rotation, truncate, write_audio, write_clip
+
+from video_panda.processing import stream_probe_video_panda as probe
+from video_panda.processing import video_decoding_video_panda as decoding
+from video_panda.processing.video_decoding_video_panda import VideoDecodeError, VideoPandaDecodeError, decode_video
+
+NUM_FRAMES = 40
+REORDERED = "bframes=3:b-adapt=0:keyint=12:min-keyint=12:scenecut=0"
+X265 = "keyint=12:min-keyint=12:scenecut=0:bframes=3:b-adapt=0:log-level=none"
+UNEVEN = [index * (index + 9) // 7 for index in range(NUM_FRAMES)]
+
+KINDS = {
+    # name: (backend expected, arguments of write_clip)
+    "h264.mp4": ("decord", {"options": {"x264-params": REORDERED}}),
+    "h264.mov": ("decord", {"options": {"g": "12", "bf": "0"}}),
+    "h264.mkv": ("decord", {"options": {"x264-params": REORDERED}}),
+    "h264_uneven.mp4": ("decord", {"options": {"x264-params": REORDERED}, "ticks": UNEVEN}),
+    "h264_late_start.mp4": ("decord", {"options": {"x264-params": REORDERED}, "ticks": range(50, 50 + NUM_FRAMES)}),
+    "h264_fragments.mp4": ("decord", {"container_options": {"movflags": "frag_keyframe+empty_moov"}}),
+    "h264_interlaced.mp4": ("decord", {"options": {"x264-params": REORDERED + ":interlaced=1"}}),
+    "h264_sound.mp4": ("decord", {"options": {"g": "12"}, "with_audio": True}),
+    "vp8.webm": ("decord", {"codec": "libvpx", "options": {"g": "12", "b": "400000", "cpu-used": "8"}}),
+    "vp9.webm": ("decord", {"codec": "libvpx-vp9", "options": {"g": "12", "b": "400000", "cpu-used": "8"}}),
+    "mjpeg.mov": ("decord", {"codec": "mjpeg", "pix_fmt": "yuvj420p"}),
+    "h264_open.mp4": ("pyav", {"options": {"x264-params": REORDERED + ":open-gop=1"}}),
+    "h264_open.mkv": ("pyav", {"options": {"x264-params": REORDERED + ":open-gop=1"}}),
+    "h264_intra_refresh.mp4": ("pyav", {"options": {"x264-params": "intra-refresh=1:keyint=12"}}),
+    "h264.avi": ("pyav", {"options": {"g": "12"}}),
+    "h264.ts": ("pyav", {"options": {"g": "12"}, "container_format": "mpegts"}),
+    "hevc_closed.mp4": ("pyav", {"codec": "libx265", "options": {"x265-params": X265 + ":open-gop=0"}}),
+    "hevc_open.mp4": ("pyav", {"codec": "libx265", "options": {"x265-params": X265 + ":open-gop=1"}}),
+    "mpeg4.avi": ("pyav", {"codec": "mpeg4", "options": {"g": "12", "bf": "2", "b": "800000"}}),
+    "mpeg4.mp4": ("pyav", {"codec": "mpeg4", "options": {"g": "12", "bf": "2", "b": "800000"}}),
+    "mpeg2.mpg": ("pyav", {"codec": "mpeg2video", "options": {"g": "12", "bf": "2", "b": "800000"}}),
+    "wmv2.wmv": ("pyav", {"codec": "wmv2", "options": {"g": "12", "b": "800000"}}),
+    "gif.gif": ("pyav", {"codec": "gif", "pix_fmt": "rgb8"}),
+}
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """Encodes a clip of a kind once for the module."""
+    folder = tmp_path_factory.mktemp("clips")
+
+    def make(name):
+        path = folder / name
+        if not path.exists():
+            try:
+                write_clip(path, NUM_FRAMES, width=160, height=96, **KINDS[name][1])
+            except av.codec.codec.UnknownCodecError:
+                pytest.skip(f"this PyAV cannot encode {name}")
+        return path
+
+    return make
+
+
+def take(indices):
+    return lambda metadata: indices
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_frames_are_the_frames_asked_for(clip, name):
+    path = clip(name)
+    shuffled = random.Random(name).sample(range(NUM_FRAMES), 6)
+    for indices in ([0, 5, 11, 12, 13, 23, 24, NUM_FRAMES - 1], [*shuffled, shuffled[0]], [NUM_FRAMES - 1]):
+        frames, metadata = decode_video(path, take(indices))
+        assert frames.dtype == torch.uint8
+        assert tuple(frames.shape) == (len(indices), 96, 160, 3)
+        assert read_barcodes(frames) == indices
+        assert metadata.frames_indices == indices
+        assert metadata.total_num_frames == NUM_FRAMES
+        assert metadata.video_backend == KINDS[name][0]
+        assert (metadata.width, metadata.height) == (160, 96)
+
+
+@pytest.mark.parametrize("name", ["h264.mp4", "h264_open.mp4", "h264.ts"])
+def test_bytes_are_read_as_the_file(clip, name):
+    from_path, _ = decode_video(str(clip(name)), take([3, 17, 30]))
+    from_bytes, metadata = decode_video(clip(name).read_bytes(), take([3, 17, 30]))
+    assert torch.equal(from_path, from_bytes)
+    assert metadata.video_backend == KINDS[name][0]
+
+
+@pytest.mark.parametrize("name", ["h264.mp4", "h264_uneven.mp4", "vp9.webm"])
+def test_both_readers_give_the_same_pixels(clip, name, monkeypatch):
+    by_decord, first = decode_video(clip(name), take([0, 9, 20, 39]))
+    monkeypatch.setattr(decoding, "_import_decord", lambda: None)
+    by_pyav, second = decode_video(clip(name), take([0, 9, 20, 39]))
+    assert (first.video_backend, second.video_backend) == ("decord", "pyav")
+    assert torch.equal(by_decord, by_pyav)
+
+
+@pytest.mark.parametrize("name", ["h264.mp4", "h264_open.mp4", "mpeg4.avi"])
+def test_without_pyav_decord_reads_from_the_start(clip, name, monkeypatch):
+    monkeypatch.setattr(decoding, "av", None)
+    frames, metadata = decode_video(clip(name), take([30, 4, 17, 4]))
+    assert read_barcodes(frames) == [30, 4, 17, 4]
+    assert metadata.total_num_frames == NUM_FRAMES
+    assert metadata.video_backend == "decord-sequential"
+    with pytest.raises(VideoDecodeError, match="transport stream"):
+        decode_video(clip("h264.ts"), take([0]))
+    monkeypatch.setattr(decoding, "_import_decord", lambda: None)
+    with pytest.raises(ImportError, match="pip install av"):
+        decode_video(clip(name), take([0]))
+
+
+def test_a_rate_that_is_not_a_number_is_refused(clip, monkeypatch):
+    import decord
+
+    monkeypatch.setattr(decoding, "av", None)
+    monkeypatch.setattr(decord.VideoReader, "get_avg_fps", lambda reader: float("nan"))
+    with pytest.raises(VideoDecodeError, match=r"h264\.mp4.*frame rate: got nan"):
+        decode_video(clip("h264.mp4"), take([0]))
+
+
+def test_rate_and_times(clip):
+    import decord
+
+    for name in ("h264.mp4", "h264_uneven.mp4", "h264.mkv", "vp9.webm"):
+        _, metadata = decode_video(clip(name), take([0, 7, 30]))
+        assert metadata.fps == pytest.approx(decord.VideoReader(str(clip(name)), num_threads=1).get_avg_fps())
+    _, metadata = decode_video(clip("h264.mp4"), take([0, 7, 30]))
+    assert metadata.timestamps == pytest.approx([0, 7 / 25, 30 / 25])
+    assert metadata.duration == pytest.approx(NUM_FRAMES / 25)
+    # Where the rate varies, times are those of the frames and not index / fps.
+    _, metadata = decode_video(clip("h264_uneven.mp4"), take([0, 7, 30]))
+    assert metadata.timestamps == pytest.approx([UNEVEN[index] / 25 for index in (0, 7, 30)])
+    assert dict(metadata)["frames_indices"] == [0, 7, 30]
+    _, metadata = decode_video(clip("h264_late_start.mp4"), take([0, 7]))
+    assert metadata.timestamps == pytest.approx([0, 7 / 25])
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+@pytest.mark.parametrize("backend", ["decord", "pyav"])
+def test_rotation_is_applied(tmp_path, monkeypatch, degrees, backend):
+    upright = barcode_frame(341, 320, 192)
+    path = write_clip(tmp_path / "turned.mp4", 3, width=320, height=192)
+    set_rotation(path, degrees)
+    if backend == "pyav":
+        monkeypatch.setattr(decoding, "_import_decord", lambda: None)
+    frames, metadata = decode_video(path, take([0, 2]))
+    assert metadata.video_backend == backend
+    assert (metadata.height, metadata.width) == tuple(frames.shape[1:3])
+    assert tuple(frames.shape[1:3]) == ((192, 320) if degrees == 180 else (320, 192))
+    # A player turns the stored picture clockwise by so much: the red strip at its bottom ends at this side.
+    red = (frames[0].float() - torch.tensor(upright[-1, 0]).float()).abs().sum(-1) < 90
+    side = {90: red[:, :20], 180: red[:20], 270: red[:, -20:]}[degrees]
+    assert side.float().mean() > 0.9
+    assert red.float().mean() < 0.5
+
+
+def test_a_file_cut_with_an_edit_list(clip, tmp_path):
+    """Stream copying from the middle of a group leaves pictures in the file that are decoded but never shown."""
+    source, target = clip("h264.mp4"), tmp_path / "cut.mp4"
+    with av.open(str(source)) as read, av.open(str(target), "w") as written:
+        stream = read.streams.video[0]
+        copy = written.add_stream_from_template(stream)
+        packets = [packet for packet in read.demux(stream) if packet.size]
+        ticks = int(1 / 25 / stream.time_base)
+        for packet in packets:
+            if packet.pts >= 12 * ticks:  # the key frame before the cut
+                packet.pts -= 18 * ticks
+                packet.dts -= 18 * ticks
+                packet.stream = copy
+                written.mux(packet)
+    frames, metadata = decode_video(target, lambda metadata: list(range(metadata.total_num_frames)))
+    assert read_barcodes(frames) == list(range(18, NUM_FRAMES))
+    assert metadata.video_backend == "pyav"
+
+
+def test_narrow_pictures(tmp_path):
+    """decord takes some narrow pictures for four-channel ones; they are then read with PyAV."""
+    for width in (16, 32, 96, 98):
+        path = write_clip(tmp_path / f"{width}.mp4", 12, width=width, height=64)
+        frames, _ = decode_video(path, take([0, 11]))
+        assert tuple(frames.shape) == (2, 64, width, 3)
+
+
+def test_a_bridge_of_the_program_is_left_alone(clip):
+    import decord
+
+    decord.bridge.set_bridge("torch")
+    try:
+        frames, metadata = decode_video(clip("h264.mp4"), take([2, 5]))
+        reader = decord.VideoReader(str(clip("h264.mp4")), num_threads=1)
+        assert isinstance(reader.get_batch([0]), torch.Tensor)
+    finally:
+        decord.bridge.set_bridge("native")
+    assert metadata.video_backend == "decord"
+    assert read_barcodes(frames) == [2, 5]
+
+
+def test_another_thread_reads_as_well(clip):
+    results = []
+    path = clip("h264.mp4")
+    threads = [threading.Thread(target=lambda: results.append(decode_video(path, take([1, 30]))[0])) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [read_barcodes(frames) for frames in results] == [[1, 30]] * 2
+
+
+def test_files_that_are_not_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_clip(tmp_path / "a.mp4", 3)
+    for missing in ("none.mp4", "concat:a.mp4|a.mp4", "subfile,,start,0,end,0,,:a.mp4", "file:a.mp4", "pipe:0"):
+        with pytest.raises(FileNotFoundError, match="no such file"):
+            decode_video(missing, take([0]))
+    with pytest.raises(IsADirectoryError, match="directory"):
+        decode_video(tmp_path, take([0]))
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(OSError, match="regular file"):
+            decode_video(tmp_path / "pipe", take([0]))
+    with pytest.raises(ValueError, match=r"http://localhost:9/a\.mp4.*allow_urls"):
+        decode_video("http://localhost:9/a.mp4", take([0]))
+    with pytest.raises(ValueError, match="int"):
+        decode_video(7, take([0]))
+
+
+def test_a_link_is_followed(tmp_path):
+    write_clip(tmp_path / "a.mp4", 3)
+    (tmp_path / "link.mp4").symlink_to(tmp_path / "a.mp4")
+    frames, _ = decode_video(tmp_path / "link.mp4", take([1]))
+    assert read_barcodes(frames) == [1]
+
+
+def test_files_that_are_not_videos(tmp_path):
+    text = tmp_path / "text.mp4"
+    text.write_text("This is not a video.\n" * 200)
+    empty = tmp_path / "empty.mp4"
+    empty.touch()
+    noise = tmp_path / "noise.mp4"
+    noise.write_bytes(random.Random(0).randbytes(20_000))
+    sound = write_audio(tmp_path / "sound.mp4")
+    whole = write_clip(tmp_path / "whole.mp4", 30, options={"x264-params": "keyint=5"}, width=160, height=96)
+    no_index = truncate(whole, tmp_path / "no_index.mp4")
+    no_frames = write_clip(tmp_path / "no_frames.mkv", 0, with_audio=True)
+    for path, reason in [
+        (text, "is a text"),
+        (empty, "is empty"),
+        (noise, "not a video"),
+        (sound, "no video stream, only audio"),
+        (no_index, "not a video"),
+        (no_frames, "not a single frame"),
+    ]:
+        with pytest.raises(VideoPandaDecodeError, match=rf"{path.name}.*({reason})"):
+            decode_video(path, take([0]))
+    with pytest.raises(VideoDecodeError, match="0 bytes in memory"):
+        decode_video(b"", take([0]))
+
+
+def test_a_file_cut_off_after_its_index(tmp_path):
+    whole = write_clip(tmp_path / "whole.mp4", 30, container_options={"movflags": "faststart"}, width=160, height=96)
+    decode_video(whole, take([29]))
+    cut = truncate(whole, tmp_path / "cut.mp4", keep=0.8)
+    with pytest.raises(VideoDecodeError, match=r"cut\.mp4.*cut off"):
+        decode_video(cut, take([0]))
+
+
+def test_data_damaged_in_the_middle(tmp_path):
+    """Neither reader may answer with a neighbouring or a half-decoded frame."""
+    whole = write_clip(tmp_path / "whole.mp4", 30, options={"x264-params": "keyint=30"}, width=160, height=96)
+    with av.open(str(whole)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    content = bytearray(whole.read_bytes())
+    victim = packets[12]
+    content[victim.pos : victim.pos + victim.size] = b"\xff" * victim.size
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(bytes(content))
+    with pytest.raises(VideoDecodeError, match=r"broken\.mp4"):
+        decode_video(broken, take(list(range(30))))
+
+
+def test_playlists_open_nothing(tmp_path):
+    secret = write_clip(tmp_path / "secret.mp4", 3)
+    for name, content in {
+        "list.mp4": f"ffconcat version 1.0\nfile {secret.name}\n",
+        "list.mkv": f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{secret.name}\n#EXT-X-ENDLIST\n",
+    }.items():
+        (tmp_path / name).write_text(content)
+        with pytest.raises(VideoDecodeError, match="is a text"):
+            decode_video(tmp_path / name, take([0]))
+    assert not probe.looks_like_text(secret.read_bytes()[:4096])
+    assert not probe.looks_like_text(b"")
+
+
+@pytest.mark.parametrize("indices", [[], [40], [-1], [0, 1000]])
+def test_indices_out_of_range(clip, indices):
+    with pytest.raises(ValueError, match=r"h264\.mp4.*0 to 39"):
+        decode_video(clip("h264.mp4"), take(indices))
+
+
+def test_what_choose_frames_is_told(clip):
+    seen = []
+    decode_video(clip("h264.mp4"), lambda metadata: seen.append(dict(metadata)) or [0])
+    assert len(seen) == 1
+    assert seen[0]["total_num_frames"] == NUM_FRAMES
+    assert (seen[0]["fps"], seen[0]["width"], seen[0]["height"]) == (25.0, 160, 96)
+
+
+def test_urls_are_fetched_only_where_allowed(clip, web):
+    url = web(clip("h264.mp4").read_bytes())
+    with pytest.raises(ValueError, match="allow_urls"):
+        decode_video(url, take([0]))
+    frames, _ = decode_video(url, take([4, 8]), allow_urls=True)
+    assert read_barcodes(frames) == [4, 8]
+    with pytest.raises(OSError, match="404"):
+        decode_video(url + "/missing", take([0]), allow_urls=True)
+
+
+def test_downloads_are_limited(web):
+    from video_panda.processing.sources_video_panda import download
+
+    url = web(b"x" * 5000)
+    assert len(download(url, allow_urls=True)) == 5000
+    with pytest.raises(ValueError, match="larger than the 4999 bytes"):
+        download(url, allow_urls=True, max_bytes=4999)
+    with pytest.raises(OSError, match="cannot fetch"):
+        download(url + "/to-a-file", allow_urls=True)
+
+
+@pytest.fixture
+def web():
+    """A web server of one page; /missing is not there and /to-a-file redirects to file://."""
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            if self.path.endswith("/to-a-file"):
+                self.send_response(302)
+                self.send_header("Location", "file:///etc/hostname")
+                self.end_headers()
+                return
+            found = not self.path.endswith("/missing")
+            self.send_response(200 if found else 404)
+            self.end_headers()
+            if found:
+                self.wfile.write(self.server.content)
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+
+    def serve(content):
+        server.content = content
+        return f"http://127.0.0.1:{server.server_port}/clip.mp4"
+
+    yield serve
+    server.shutdown()
+    server.server_close()
+
+
+def test_nothing_is_written_to_stderr(clip, tmp_path):
+    """FFmpeg's own lines would drown a program's; what is wrong is in the exception."""
+    broken = tmp_path / "broken.mp4"
+    content = bytearray(clip("h264.mp4").read_bytes())
+    with av.open(str(clip("h264.mp4"))) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    content[packets[20].pos : packets[20].pos + packets[20].size] = b"\xff" * packets[20].size
+    broken.write_bytes(bytes(content))
+    code = (
+        "import sys\n"
+        "from video_panda.processing.video_decoding_video_panda import decode_video\n"
+        "decode_video(sys.argv[1], lambda metadata: [0, 20])\n"
+        "try:\n"
+        "    decode_video(sys.argv[2], lambda metadata: list(range(40)))\n"
+        "except ValueError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(clip("h264.mp4")), str(broken)], capture_output=True, text=True, check=True
+    )
+    assert "broken.mp4" in done.stdout
+    assert done.stderr == ""
+
+
+def test_reading_from_a_file_object_is_not_needed(clip):
+    """Only paths and bytes are sources: an open file could be anything."""
+    with pytest.raises(ValueError, match="BytesIO"):
+        decode_video(io.BytesIO(clip("h264.mp4").read_bytes()), take([0]))
+
+
+def test_numpy_indices(clip):
+    frames, metadata = decode_video(clip("h264.mp4"), lambda metadata: np.array([1, 2]))
+    assert read_barcodes(frames) == [1, 2]
+    assert metadata.frames_indices == [1, 2]
