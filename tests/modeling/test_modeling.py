@@ -1,0 +1,437 @@
+"""The model's contract with transformers: features, placeholders, loss, caches, batches, dtypes, compilation."""
+
+import pytest
+import torch
+from tiny import IMAGE_SIZE, tiny_config, tiny_model
+from transformers import GenerationMixin, LlamaForCausalLM
+
+
+def visual_ids(config, frames: int, height: int, width: int, patch: str = "video") -> list[int]:
+    """The placeholder ids of a video or image, written out from the layout of the design."""
+    patch_id = config.video_token_id if patch == "video" else config.image_token_id
+    return frames * ([config.frame_token_id] + height * ([patch_id] * width + [config.row_token_id]))
+
+
+def canvases(*shape: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator)
+
+
+def left_pad(prompts: list[list[int]]) -> dict:
+    """Batch prompts of different lengths, padded on the left with id 0."""
+    longest = max(map(len, prompts))
+    padding = [longest - len(prompt) for prompt in prompts]
+    return {
+        "input_ids": torch.tensor([[0] * pad + prompt for pad, prompt in zip(padding, prompts)]),
+        "attention_mask": torch.tensor([[0] * pad + [1] * (longest - pad) for pad in padding]),
+    }
+
+
+def relative_error(got, expected) -> float:
+    return float((got.detach().double() - expected.double()).norm() / expected.double().norm())
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture
+def one_video(model):
+    """A prompt with one 16:9 video of 8 frames."""
+    ids = [1, 5, 6, *visual_ids(model.config, 8, 2, 3), 7, 8, 9]
+    return {
+        "input_ids": torch.tensor([ids]),
+        "attention_mask": torch.ones(1, len(ids), dtype=torch.long),
+        "pixel_values_videos": canvases(1, 8),
+        "video_grid_thw": torch.tensor([[8, 2, 3]]),
+    }
+
+
+GRIDS = [[8, 2, 3], [8, 3, 1], [16, 3, 3], [6, 2, 3], [1, 2, 2], [5, 3, 3]]
+
+
+def test_a_batch_of_mixed_grids_and_lengths_equals_one_by_one(model):
+    pixels = canvases(len(GRIDS), 16)
+    together = model.get_video_features(pixels, torch.tensor(GRIDS))
+    assert [len(own) for own in together.pooler_output] == [
+        t * model.config.vision_config.num_frame_tokens(h, w) for t, h, w in GRIDS
+    ]
+    for index, grid in enumerate(GRIDS):
+        alone = model.get_video_features(pixels[index : index + 1, : grid[0]], torch.tensor([grid]))
+        assert relative_error(together.pooler_output[index], alone.pooler_output[0]) < 1e-5
+
+
+def test_padding_frames_do_not_matter(model):
+    pixels = canvases(1, 8)
+    padded = torch.cat([pixels, torch.full_like(pixels, 1e4)], dim=1)
+    expected = model.get_video_features(pixels, torch.tensor([[8, 2, 3]])).pooler_output[0]
+    torch.testing.assert_close(
+        model.get_video_features(padded, torch.tensor([[8, 2, 3]])).pooler_output[0], expected, rtol=0, atol=1e-5
+    )
+
+
+def test_frames_of_one_grid_go_through_stab_together(model):
+    shapes = []
+    hook = model.model.stab.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(args[0].shape[:2]), with_kwargs=True
+    )
+    model.get_video_features(canvases(3, 16), torch.tensor([[16, 2, 3], [8, 2, 3], [8, 3, 3]]))
+    hook.remove()
+    assert sorted(map(tuple, shapes)) == [(2, 4), (6, 4)]
+
+
+def test_a_single_frame_video_is_a_still_image(model):
+    pixels = canvases(1)
+    as_image = model.get_image_features(pixels, torch.tensor([[1, 2, 3]])).pooler_output[0]
+    as_video = model.get_video_features(pixels[:, None], torch.tensor([[1, 2, 3]])).pooler_output[0]
+    torch.testing.assert_close(as_image, as_video)
+
+
+def test_features_land_at_their_placeholders_in_order(model):
+    """Videos and an image in one prompt: what the language model is given, position by position."""
+    config = model.config
+    ids = [
+        1,
+        *visual_ids(config, 8, 2, 3),
+        5,
+        *visual_ids(config, 1, 3, 2, "image"),
+        6,
+        *visual_ids(config, 5, 3, 1),
+        7,
+    ]
+    videos, images = canvases(2, 8), canvases(1, seed=1)
+    grids, image_grid = torch.tensor([[8, 2, 3], [5, 3, 1]]), torch.tensor([[1, 3, 2]])
+    seen = {}
+    hook = model.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.update(kwargs), with_kwargs=True
+    )
+    output = model(
+        input_ids=torch.tensor([ids]),
+        pixel_values_videos=videos,
+        video_grid_thw=grids,
+        pixel_values=images,
+        image_grid_thw=image_grid,
+    )
+    hook.remove()
+    first, second = model.get_video_features(videos, grids).pooler_output
+    (image,) = model.get_image_features(images, image_grid).pooler_output
+    text = model.get_input_embeddings()(torch.tensor([1, 5, 6, 7]))
+    expected = torch.cat([text[:1], first, text[1:2], image, text[2:3], second, text[3:]])
+    torch.testing.assert_close(seen["inputs_embeds"][0], expected)
+    torch.testing.assert_close(output.video_hidden_states, torch.cat([first, second]))
+    torch.testing.assert_close(output.image_hidden_states, image)
+
+
+def test_a_text_prompt_is_the_language_model_itself(model):
+    llama = LlamaForCausalLM(model.config.text_config).eval()
+    llama.model.load_state_dict(model.model.language_model.state_dict())
+    llama.lm_head.load_state_dict(model.lm_head.state_dict())
+    ids = torch.randint(3, 400, (2, 9), generator=torch.Generator().manual_seed(0))
+    own = model(input_ids=ids).logits
+    num_text_tokens = model.config.num_text_tokens
+    torch.testing.assert_close(own[..., :num_text_tokens], llama(input_ids=ids).logits[..., :num_text_tokens])
+    assert (own[..., num_text_tokens:] == torch.finfo(own.dtype).min).all()
+
+
+def test_the_loss_is_that_of_the_text_vocabulary_alone(model, one_video):
+    labels = one_video["input_ids"].clone()
+    labels[:, :-3] = -100
+    output = model(**one_video, labels=labels)
+    logits = output.logits[0, -4:-1, : model.config.num_text_tokens]
+    by_hand = torch.nn.functional.cross_entropy(logits, labels[0, -3:])
+    torch.testing.assert_close(output.loss, by_hand)
+
+
+def test_logits_to_keep(model, one_video):
+    full = model(**one_video).logits
+    torch.testing.assert_close(model(**one_video, logits_to_keep=2).logits, full[:, -2:])
+    places = torch.tensor([0, 5])
+    torch.testing.assert_close(model(**one_video, logits_to_keep=places).logits, full[:, places])
+
+
+def test_encoding_beforehand_gives_the_same(model, one_video):
+    expected = model(**one_video).logits
+    encoded = model.get_video_features(one_video["pixel_values_videos"], one_video["video_grid_thw"])
+    text = {"input_ids": one_video["input_ids"], "attention_mask": one_video["attention_mask"]}
+    torch.testing.assert_close(model(**text, mm_encoder_outputs={"video": encoded}).logits, expected)
+    with pytest.raises(ValueError, match="not both"):
+        model(**one_video, mm_encoder_outputs={"video": encoded})
+
+
+def test_inputs_embeds_with_placeholders(model, one_video):
+    expected = model(**one_video).logits
+    inputs = dict(one_video)
+    inputs["inputs_embeds"] = model.get_input_embeddings()(inputs.pop("input_ids"))
+    torch.testing.assert_close(model(**inputs).logits, expected)
+    with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
+        model(**inputs, input_ids=one_video["input_ids"])
+
+
+@pytest.mark.parametrize("cut", [1, 4, 5, 30])
+def test_a_prompt_cut_inside_a_video_names_both_counts(model, cut):
+    ids = [1, *visual_ids(model.config, 8, 2, 3)]
+    with pytest.raises(ValueError, match=r"hold \d+ video placeholder tokens .* given have 72 features"):
+        model(input_ids=torch.tensor([ids[:-cut]]), pixel_values_videos=canvases(1, 8), video_grid_thw=[[8, 2, 3]])
+
+
+def test_more_placeholders_than_visuals_and_the_other_way_round(model, one_video):
+    text_only = {"input_ids": one_video["input_ids"]}
+    with pytest.raises(ValueError, match=r"hold 72 video placeholder tokens .* have 0 features"):
+        model(**text_only)
+    with pytest.raises(ValueError, match=r"hold 0 video placeholder tokens .* have 72 features"):
+        model(**{**one_video, "input_ids": torch.full_like(one_video["input_ids"], 5)})
+    with pytest.raises(ValueError, match=r"hold 0 image placeholder tokens .* have 9 features"):
+        model(**one_video, pixel_values=canvases(1), image_grid_thw=torch.tensor([[1, 2, 3]]))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "grid", "message"),
+    [
+        (torch.zeros(1, 8, 3, 70, 70), [[8, 2, 3]], r"pixel_values_videos has shape \(1, 8, 3, 70, 70\), expected"),
+        (torch.zeros(8, 3, 84, 84), [[8, 2, 3]], "pixel_values_videos has shape"),
+        (torch.zeros(1, 8, 3, 84, 84), [[9, 2, 3]], r"video_grid_thw\[0\] is \(9, 2, 3\), expected frames in 1..8"),
+        (torch.zeros(1, 8, 3, 84, 84), [[8, 4, 3]], "rows and columns in 1..3"),
+        (torch.zeros(1, 8, 3, 84, 84), [[8, 2, 0]], "rows and columns in 1..3"),
+        (torch.zeros(2, 8, 3, 84, 84), [[8, 2, 3]], r"video_grid_thw has shape \(1, 3\), expected \(2, 3\)"),
+        (torch.zeros(1, 8, 3, 84, 84), [8, 2, 3], "one row for each of the 1 entries"),
+        (torch.zeros(1, 8, 3, 84, 84), None, "without video_grid_thw"),
+    ],
+)
+def test_pixels_and_grids_that_do_not_fit(model, pixels, grid, message):
+    with pytest.raises(ValueError, match=message):
+        model.get_video_features(pixels, grid)
+
+
+# ------------------------------------------------------------------------------------------------- generation
+
+GENERATE = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+
+
+@pytest.fixture
+def padded_batch(model):
+    """Four prompts, left-padded: a video; two videos; an image and a video; text only."""
+    config = model.config
+    prompts = [
+        [1, *visual_ids(config, 8, 2, 3), 7, 8],
+        [1, *visual_ids(config, 8, 3, 1), 9, *visual_ids(config, 4, 3, 3), 10],
+        [1, *visual_ids(config, 1, 2, 3, "image"), 11, *visual_ids(config, 6, 2, 3), 12, 13],
+        [1, 14, 15, 16],
+    ]
+    return {
+        **left_pad(prompts),
+        "pixel_values_videos": canvases(4, 8),
+        "video_grid_thw": torch.tensor([[8, 2, 3], [8, 3, 1], [4, 3, 3], [6, 2, 3]]),
+        "pixel_values": canvases(1, seed=3),
+        "image_grid_thw": torch.tensor([[1, 2, 3]]),
+    }
+
+
+OWN_VIDEOS, OWN_IMAGES = [[0], [1, 2], [3], []], [[], [], [0], []]
+
+
+def single(batch: dict, index: int) -> dict:
+    """One prompt of `padded_batch` on its own, without padding."""
+    kept = batch["attention_mask"][index].bool()
+    alone = {name: batch[name][index : index + 1, kept] for name in ("input_ids", "attention_mask")}
+    for own, names in (
+        (OWN_VIDEOS, ("pixel_values_videos", "video_grid_thw")),
+        (OWN_IMAGES, ("pixel_values", "image_grid_thw")),
+    ):
+        if own[index]:
+            alone.update({name: batch[name][own[index]] for name in names})
+    return alone
+
+
+def test_a_left_padded_batch_generates_what_each_prompt_does(model, padded_batch):
+    together = model.generate(**padded_batch, **GENERATE)[:, -8:]
+    for index in range(4):
+        alone = model.generate(**single(padded_batch, index), **GENERATE)[:, -8:]
+        assert together[index].tolist() == alone[0].tolist()
+
+
+def test_with_and_without_cache_are_equal(model, padded_batch):
+    options = {**GENERATE, "return_dict_in_generate": True, "output_logits": True}
+    cached = model.generate(**padded_batch, **options)
+    plain = model.generate(**padded_batch, **options, use_cache=False)
+    assert cached.sequences.tolist() == plain.sequences.tolist()
+    kept = model.config.num_text_tokens
+    for one, other in zip(cached.logits, plain.logits):
+        assert relative_error(one[:, :kept], other[:, :kept]) < 1e-5
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static", "offloaded", "offloaded_static"])
+def test_every_cache_kind(model, padded_batch, cache):
+    if cache.startswith("offloaded") and not torch.cuda.is_available():
+        pytest.skip("an offloaded cache needs an accelerator")
+    expected = model.generate(**padded_batch, **GENERATE)
+    assert model.generate(**padded_batch, **GENERATE, cache_implementation=cache).tolist() == expected.tolist()
+
+
+def test_the_video_is_encoded_once_per_request(model, padded_batch):
+    calls = []
+    hook = model.model.projector.register_forward_hook(lambda *args: calls.append(1))
+    model.generate(**padded_batch, **GENERATE)
+    hook.remove()
+    assert len(calls) == 2  # the videos of the batch, and its image
+
+
+def test_beams_and_several_answers_repeat_each_prompts_visuals_as_a_block(model, padded_batch):
+    """Two videos in one prompt and none in another: repeated row by row they would land in the wrong prompts."""
+    assert "_expand_multimodal_outputs" in vars(GenerationMixin), "the overridden hook of transformers is gone"
+    options = {**GENERATE, "num_beams": 3, "num_return_sequences": 2}
+    together = model.generate(**padded_batch, **options)[:, -8:]
+    for index in range(4):
+        alone = model.generate(**single(padded_batch, index), **options)[:, -8:]
+        assert together[2 * index : 2 * index + 2].tolist() == alone.tolist()
+
+
+def test_generation_never_gives_a_placeholder(model, one_video):
+    torch.manual_seed(0)
+    output = model.generate(
+        **one_video, do_sample=True, temperature=100.0, max_new_tokens=64, num_return_sequences=8, pad_token_id=0
+    )
+    assert output[:, one_video["input_ids"].shape[1] :].max() < model.config.num_text_tokens
+
+
+def test_a_conversation_goes_on_from_its_cache(model, one_video):
+    first = model.generate(**one_video, **GENERATE, return_dict_in_generate=True)
+    follow_up = torch.cat([first.sequences, torch.tensor([[21, 22, 23]])], dim=1)
+    visuals = {name: one_video[name] for name in ("pixel_values_videos", "video_grid_thw")}
+    expected = model.generate(input_ids=follow_up, **visuals, **GENERATE)
+    continued = model.generate(input_ids=follow_up, past_key_values=first.past_key_values, **GENERATE)
+    assert continued.tolist() == expected.tolist()
+
+
+def test_inputs_embeds_in_generate(model, one_video):
+    expected = model.generate(**one_video, **GENERATE)[:, -8:]
+    inputs = dict(one_video)
+    inputs["inputs_embeds"] = model.get_input_embeddings()(inputs.pop("input_ids"))
+    assert model.generate(**inputs, **GENERATE).tolist() == expected.tolist()
+
+
+# --------------------------------------------------------------------------------------- training, dtypes, compile
+
+
+def training_batch(model, one_video) -> dict:
+    labels = one_video["input_ids"].clone()
+    labels[:, :-3] = -100
+    return {**one_video, "labels": labels}
+
+
+def gradients(model, batch) -> dict[str, torch.Tensor]:
+    model.zero_grad(set_to_none=True)
+    torch.manual_seed(0)
+    model(**batch).loss.backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def test_gradient_checkpointing_gives_the_same_gradients_and_statistics(one_video):
+    results = []
+    for checkpointing in (False, True):
+        model = tiny_model().train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+            assert model.is_gradient_checkpointing
+        results.append(
+            (gradients(model, training_batch(model, one_video)), model.model.stab.lste.norm.running_mean.clone())
+        )
+    (plain, statistics), (recomputed, other_statistics) = results
+    assert plain.keys() == recomputed.keys()
+    assert len(plain) == len(list(tiny_model().parameters())), "some parameters get no gradient"
+    for name in plain:
+        torch.testing.assert_close(recomputed[name], plain[name], msg=name)
+    # Recomputing a forward pass must not count a batch twice in the running statistics.
+    torch.testing.assert_close(other_statistics, statistics)
+
+
+def test_training_updates_the_statistics_and_uses_the_dropouts(one_video):
+    model = tiny_model().train()
+    before = model.model.stab.lste.norm.running_mean.clone()
+    batch = training_batch(model, one_video)
+    losses = {model(**batch).loss.item() for _ in range(4)}
+    assert len(losses) == 4, "the dropouts of GSTRA and of the fusion change nothing"
+    assert not torch.equal(model.model.stab.lste.norm.running_mean, before)
+
+
+def test_a_few_steps_learn(one_video):
+    model = tiny_model().train()
+    batch = training_batch(model, one_video)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(15):
+        loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.3 * losses[0]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 3e-2), (torch.float16, 5e-3)])
+def test_half_precision_is_close_and_keeps_the_statistics_exact(one_video, dtype, tolerance):
+    model = tiny_model()
+    expected = model.get_video_features(one_video["pixel_values_videos"], one_video["video_grid_thw"]).pooler_output[0]
+    statistics = model.model.stab.lste.norm.running_var.clone()
+    model = model.to(dtype)
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    features = model.get_video_features(one_video["pixel_values_videos"], one_video["video_grid_thw"]).pooler_output[0]
+    assert features.dtype == dtype
+    assert relative_error(features, expected) < tolerance
+    assert model.model.stab.lste.norm.running_var.dtype == torch.float32
+    assert torch.equal(model.model.stab.lste.norm.running_var, statistics)
+    assert torch.isfinite(model(**one_video).logits).all()
+
+
+def test_attention_implementations_of_the_language_model_agree(one_video):
+    model = tiny_model()
+    logits = {}
+    for implementation in ("eager", "sdpa"):
+        model.set_attn_implementation(implementation)
+        assert model.config.text_config._attn_implementation == implementation
+        logits[implementation] = model(**one_video).logits[..., : model.config.num_text_tokens]
+    assert relative_error(logits["eager"], logits["sdpa"]) < 1e-5
+    attentions = tiny_model_with("eager")(**one_video, output_attentions=True, output_hidden_states=True)
+    assert len(attentions.attentions) == 2
+    assert len(attentions.hidden_states) == 3
+
+
+def tiny_model_with(implementation: str):
+    model = tiny_model()
+    model.set_attn_implementation(implementation)
+    return model
+
+
+def test_compiled_stab_has_no_graph_breaks(model, one_video):
+    pixels = one_video["pixel_values_videos"].view(2, 4, 3, IMAGE_SIZE, IMAGE_SIZE)
+    stab = model.model.stab
+    torch._dynamo.reset()
+    compiled = torch.compile(stab, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        assert relative_error(compiled(pixels, (2, 3)), stab(pixels, (2, 3))) < 1e-5
+        assert (
+            relative_error(compiled(pixels[:, :1], (3, 1), still=True), stab(pixels[:, :1], (3, 1), still=True)) < 1e-5
+        )
+
+
+def test_compiled_decoding_has_no_graph_breaks(model, one_video):
+    torch._dynamo.reset()
+    options = {**GENERATE, "cache_implementation": "static"}
+    expected = model.generate(**one_video, **options)
+    forward = model.forward
+    try:
+        model.forward = torch.compile(forward, fullgraph=True, backend="aot_eager")
+        assert model.generate(**one_video, **options).tolist() == expected.tolist()
+    finally:
+        model.forward = forward
+
+
+def test_the_rotary_tables_of_the_release_are_rounded():
+    """PARITY: without it the release's logits are missed by 1e-4 (the golden numbers hold the exact check)."""
+    exact, rounded = tiny_model(), tiny_model(tiny_config(rotary_table_dtype="float16"))
+    states, places = torch.zeros(1, 5, 48), torch.arange(5)[None]
+    for full, table in zip(
+        exact.model.language_model.rotary_emb(states, places), rounded.model.language_model.rotary_emb(states, places)
+    ):
+        assert torch.equal(full.half().float(), table)
+        assert not torch.equal(full, table)
