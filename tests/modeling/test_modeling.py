@@ -88,6 +88,20 @@ def test_a_single_frame_video_is_a_still_image(model):
     torch.testing.assert_close(as_image, as_video)
 
 
+def test_a_still_image_skips_the_temporal_parts():
+    """Neither LSTE, GSTRA nor the fusion have a part in it; the last frame of a five-frame video has."""
+    model = tiny_model()
+    pixels, still, video = canvases(1, 5), torch.tensor([[1, 2, 3]]), torch.tensor([[5, 2, 3]])
+    image_before, video_before = (model.get_video_features(pixels, grid).pooler_output[0] for grid in (still, video))
+    with torch.no_grad():
+        for part in (model.model.stab.lste, model.model.stab.gstra, model.model.stab.fusion):
+            for parameter in part.parameters():
+                parameter.add_(1.0)
+    image_after, video_after = (model.get_video_features(pixels, grid).pooler_output[0] for grid in (still, video))
+    assert torch.equal(image_after, image_before)
+    assert not torch.allclose(video_after[-9:], video_before[-9:])
+
+
 def test_features_land_at_their_placeholders_in_order(model):
     """Videos and an image in one prompt: what the language model is given, position by position."""
     config = model.config
@@ -345,12 +359,18 @@ def test_gradient_checkpointing_gives_the_same_gradients_and_statistics(one_vide
     torch.testing.assert_close(other_statistics, statistics)
 
 
-def test_training_updates_the_statistics_and_uses_the_dropouts(one_video):
-    model = tiny_model().train()
-    before = model.model.stab.lste.norm.running_mean.clone()
+@pytest.mark.parametrize(("gstra", "fusion"), [(0.5, 0.0), (0.0, 0.5), (0.0, 0.0)])
+def test_each_dropout_works_in_training(one_video, gstra, fusion):
+    model = tiny_model(tiny_config(vision={"gstra_dropout": gstra, "fusion_dropout": fusion})).train()
     batch = training_batch(model, one_video)
     losses = {model(**batch).loss.item() for _ in range(4)}
-    assert len(losses) == 4, "the dropouts of GSTRA and of the fusion change nothing"
+    assert len(losses) == (4 if gstra or fusion else 1)
+
+
+def test_training_updates_the_running_statistics(one_video):
+    model = tiny_model().train()
+    before = model.model.stab.lste.norm.running_mean.clone()
+    model(**training_batch(model, one_video))
     assert not torch.equal(model.model.stab.lste.norm.running_mean, before)
 
 
