@@ -266,6 +266,10 @@ def _convert_command(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repository.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Tokenizer, where the source has none.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Convert the weights to this dtype.")] = None,
+    max_shard_size: Annotated[str, typer.Option(help="Largest file of weights.")] = "5GB",
+    keep_alignment_head: Annotated[
+        bool, typer.Option("--keep-alignment-head", help="Also write the distillation's head, to go on training.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing destination.")] = False,
 ) -> None:
     """Turn the authors' checkpoint (or EVE-7B) into a folder that loads with the Auto classes."""
@@ -278,6 +282,8 @@ def _convert_command(
         revision=revision,
         tokenizer=tokenizer,
         dtype=dtype,
+        max_shard_size=max_shard_size,
+        keep_alignment_head=keep_alignment_head,
         overwrite=overwrite,
     )
     typer.echo(str(written))

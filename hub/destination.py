@@ -32,14 +32,11 @@ def folder_in_the_making(destination: Path, overwrite: bool) -> Iterator[Path]:
         _bring_to_disk(new)
         if destination.exists():
             os.replace(destination, old)
-        try:
-            os.replace(new, destination)
-        except OSError:
-            if old.exists():
-                os.replace(old, destination)
-            raise
+        os.replace(new, destination)
         _sync(destination.parent)
     finally:
+        if old.exists() and not destination.exists():
+            os.replace(old, destination)
         shutil.rmtree(work)
 
 

@@ -162,7 +162,7 @@ def make_config(
             architectures=["VideoPandaForConditionalGeneration"],
         )
     except (ValueError, TypeError, StrictDataclassError) as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
 
 
 def make_generation_config(folder: Path, text_config: LlamaConfig) -> GenerationConfig:
@@ -184,5 +184,5 @@ def make_generation_config(folder: Path, text_config: LlamaConfig) -> Generation
         generation = GenerationConfig(**fields)
         generation.validate(strict=True)
     except (ValueError, TypeError, StrictDataclassError) as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
     return generation

@@ -84,7 +84,7 @@ _TEMPORAL_TENSORS = (
     ("balance", Rule(("fusion.balance",))),
 )
 
-# Regular expressions over whole keys, with the reason; {head} is the alignment head's prefix.
+# Regular expressions over whole keys, with the reason.
 _DROPPED_ALWAYS = {
     r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq": "computed from the configuration",
     r"model\.rotary_emb\.inv_freq": "computed from the configuration",
@@ -105,6 +105,7 @@ _DROPPED = {
     },
 }
 _HEAD_PREFIX = {VIDEOPANDA: "model.video_tower_compressor.", EVE: "model.vision_tower_compressor."}
+_TEACHER_WIDTH = 1024  # of LanguageBind_Video and of EVE's CLIP alike
 _HEAD_KEYS = (
     (re.compile(r"norm_layer\.(\d+)\.0\.(weight|bias)"), r"norms.\1.\2"),
     (re.compile(r"norm_layer\.(\d+)\.1\.(weight)"), r"projections.\1.\2"),
@@ -167,6 +168,17 @@ def alignment_head_name(kind: str, key: str) -> str | None:
         if match:
             return match.expand(ours)
     return None
+
+
+def alignment_head_shapes(num_layers: int, hidden_size: int) -> dict[str, tuple[int, ...]]:
+    """Our names and the shapes of a whole alignment head: one norm and projection for each of the outputs L, L-4, …, 0."""
+    width = _TEACHER_WIDTH
+    shapes: dict[str, tuple[int, ...]] = {}
+    for place in range(num_layers // 4 + 1):
+        shapes[f"norms.{place}.weight"] = shapes[f"norms.{place}.bias"] = (hidden_size,)
+        shapes[f"projections.{place}.weight"] = (width, hidden_size)
+    shapes |= {"input.weight": (width, hidden_size), "input.bias": (width,)}
+    return shapes | {"output.weight": (width, width), "output.bias": (width,)}
 
 
 def starts_fresh(kind: str, name: str) -> bool:

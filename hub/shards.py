@@ -1,5 +1,6 @@
 """A checkpoint's weights, read shard by shard and written tensor by tensor, so that neither side is ever in memory."""
 
+import errno
 import json
 import math
 import os
@@ -24,7 +25,7 @@ _DTYPE_CODES = {
     torch.bfloat16: "BF16",
     torch.int64: "I64",
 }
-_BYTES_AT_A_TIME = 16 * 1024**2
+_BYTES_AT_A_TIME = 4 * 1024**2
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,9 @@ def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
         raise ValueError(
             f"{path} holds something else than tensors, and was not loaded: {str(error).splitlines()[0]}"
         ) from error
-    except (RuntimeError, EOFError) as error:  # a damaged archive, or the format before PyTorch 1.6
+    except (RuntimeError, EOFError, OSError) as error:  # a damaged archive, or the format before PyTorch 1.6
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         raise ValueError(f"{path} cannot be read as a PyTorch checkpoint: {str(error).splitlines()[0]}") from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
         raise ValueError(f"{path} must hold a dict of tensors")
@@ -158,17 +161,26 @@ def num_bytes_of(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
     return math.prod(shape) * dtype.itemsize
 
 
+def make_scratch() -> torch.Tensor:
+    """Space to cast values in, a bit at a time. One for all: taken and given back anew, it would shred the heap."""
+    return torch.empty(_BYTES_AT_A_TIME, dtype=torch.uint8)
+
+
 class SafetensorsWriter:
     """One safetensors file whose tensors come one after the other, in any order.
 
     Args:
         path: the file to create.
         layout: name -> (dtype, shape) of every tensor it will hold.
+        scratch: from `make_scratch`; several writers may share it.
     """
 
-    def __init__(self, path: Path, layout: dict[str, tuple[torch.dtype, tuple[int, ...]]]):
+    def __init__(
+        self, path: Path, layout: dict[str, tuple[torch.dtype, tuple[int, ...]]], scratch: torch.Tensor | None = None
+    ):
         self.path = path
         self._layout = layout
+        self._scratch = make_scratch() if scratch is None else scratch
         self._offsets: dict[str, int] = {}
         header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
         end = 0
@@ -194,9 +206,11 @@ class SafetensorsWriter:
         self._missing.remove(name)
         self._file.seek(self._start + self._offsets[name])
         written = 0
+        buffer = self._scratch.view(dtype)
         for piece in pieces:
-            for part in piece.reshape(-1).split(_BYTES_AT_A_TIME // dtype.itemsize):
-                written += self._file.write(part.to(dtype).contiguous().view(torch.uint8).numpy().data)
+            for part in piece.reshape(-1).split(len(buffer)):
+                stored = part if part.dtype == dtype else buffer[: len(part)].copy_(part)
+                written += self._file.write(stored.view(torch.uint8).numpy().data)
         assert written == num_bytes_of(dtype, shape), f"{name}: {written} bytes for {dtype} {shape}"
 
     def finish(self) -> None:

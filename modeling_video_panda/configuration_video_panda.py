@@ -3,9 +3,13 @@
 Defaults are the published 7B model (arXiv 2412.18609 and the authors' release `jh-yi/Video-Panda-7B`).
 """
 
+import os
 from dataclasses import fields
+from math import inf
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.activations import ACT2FN
 from transformers.configuration_utils import SubConfigSpec
 
 DOWNSAMPLINGS = ("lsd", "avg_pool", "half_resolution", "perceiver_resampler")
@@ -22,6 +26,20 @@ AUTO_MAP = {
     "AutoProcessor": "processing_video_panda.VideoPandaProcessor",
     "AutoVideoProcessor": "video_processing_video_panda.VideoPandaVideoProcessor",
     "AutoImageProcessor": "image_processing_video_panda.VideoPandaImageProcessor",
+}
+
+# Where Vicuna-7B v1.5 differs from what transformers calls a Llama; its 32000 tokens and the placeholders, padded.
+_VICUNA_7B = {"vocab_size": 32064, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "pad_token_id": 0}
+
+# How language models of transformers say what else they do to their logits, and the value that means: nothing.
+_NEUTRAL_HEAD = {
+    "final_logit_softcapping": None,
+    "logits_soft_cap": None,
+    "logit_scale": 1.0,
+    "logits_scaling": 1.0,
+    "lm_head_multiplier": 1.0,
+    "logits_mup_width_multiplier": 1.0,
+    "lm_head_bias": False,
 }
 
 # What transformers itself stores in a config or passes to its constructor, beside the declared fields.
@@ -62,6 +80,28 @@ def _require_positive_integers(config: PreTrainedConfig, *names: str) -> None:
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{type(config).__name__}.{name} must be a positive integer, got {value!r}")
+
+
+def _require_number(config: PreTrainedConfig, name: str, low: float, high: float, expected: str) -> None:
+    """A number in [low, high); a bool is none, and NaN lies in no interval."""
+    value = getattr(config, name)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value < high:
+        raise ValueError(f"{type(config).__name__}.{name} must {expected}, got {value!r}")
+
+
+def _language_model_vocab_size(text_config: PreTrainedConfig) -> int:
+    """Its `vocab_size`, or a ValueError where the configuration is of another kind of model."""
+    try:
+        vocab_size = text_config.vocab_size
+    except AttributeError:
+        vocab_size = None
+    if vocab_size is None or text_config.is_encoder_decoder:
+        reason = "it has no vocab_size" if vocab_size is None else "it is an encoder-decoder"
+        raise ValueError(
+            f"VideoPandaConfig.text_config must be a causal language model's, got model_type "
+            f"{text_config.model_type!r}: {reason} (of a multimodal model, give its own text_config)"
+        )
+    return vocab_size
 
 
 class VideoPandaVisionConfig(PreTrainedConfig):
@@ -160,9 +200,15 @@ class VideoPandaVisionConfig(PreTrainedConfig):
         _require_positive_integers(self, "num_perceiver_layers")
         self._check_geometry()
         for name in ("gstra_dropout", "fusion_dropout"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0 <= value < 1:
-                raise ValueError(f"VideoPandaVisionConfig.{name} must lie in [0, 1), got {value!r}")
+            _require_number(self, name, 0, 1, "lie in [0, 1)")
+        for name in ("layer_norm_eps", "batch_norm_eps"):
+            _require_number(self, name, 5e-324, inf, "be a positive number")
+        _require_number(self, "initializer_range", 0, inf, "be a number from 0 on")
+        if not isinstance(self.projector_hidden_act, str) or self.projector_hidden_act not in ACT2FN:
+            raise ValueError(
+                "VideoPandaVisionConfig.projector_hidden_act must be one of transformers' activations "
+                f"({', '.join(sorted(ACT2FN))}), got {self.projector_hidden_act!r}"
+            )
         for name in ("use_row_token", "use_fsra", "use_lste", "use_gstra"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"VideoPandaVisionConfig.{name} must be True or False, got {getattr(self, name)!r}")
@@ -184,11 +230,8 @@ class VideoPandaVisionConfig(PreTrainedConfig):
                 f"VideoPandaVisionConfig.hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
                 f"({self.num_attention_heads})"
             )
-        reduction = self.lste_reduction
-        if not isinstance(reduction, (int, float)) or not 1 <= reduction <= self.hidden_size:
-            raise ValueError(
-                f"VideoPandaVisionConfig.lste_reduction must lie between 1 and hidden_size, got {reduction!r}"
-            )
+        expected = f"lie between 1 and hidden_size ({self.hidden_size})"
+        _require_number(self, "lste_reduction", 1, self.hidden_size + 1e-6, expected)
 
     def _check_ablations(self) -> None:
         """Refuse the combinations that have no meaning, with the reason."""
@@ -231,7 +274,7 @@ class VideoPandaConfig(PreTrainedConfig):
     model_type = "video_panda"
     sub_configs_defaults = {  # noqa: RUF012 - the way transformers declares sub-configurations
         "vision_config": VideoPandaVisionConfig,
-        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama", init_kwargs={"vocab_size": 32064}),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama", init_kwargs=_VICUNA_7B),
     }
     keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 - likewise
 
@@ -255,7 +298,15 @@ class VideoPandaConfig(PreTrainedConfig):
                 raise ValueError(
                     f"VideoPandaConfig.{name} must be a {expected.__name__} or a dict of its fields, got {value!r}"
                 )
-        super().__post_init__(**kwargs)
+        given = self.vision_config.get("model_type") if isinstance(self.vision_config, dict) else None
+        if given not in (None, VideoPandaVisionConfig.model_type):
+            raise ValueError(
+                f"VideoPandaConfig.vision_config is of model_type {given!r}, expected {VideoPandaVisionConfig.model_type!r}"
+            )
+        try:
+            super().__post_init__(**kwargs)
+        except StrictDataclassError as error:  # how some of transformers' own configs refuse a value; no ValueError
+            raise ValueError(f"VideoPandaConfig.text_config: {error}") from error
         self.check()
 
     @classmethod
@@ -267,8 +318,15 @@ class VideoPandaConfig(PreTrainedConfig):
             num_text_tokens: size of its own vocabulary (default: `text_config.vocab_size`). The placeholders get the
                 next four ids and the embeddings are padded to a multiple of 64.
             kwargs: further fields of `VideoPandaConfig`.
+
+        Raises:
+            ValueError: for a configuration that is not a language model's, or a number of tokens that is none.
         """
-        first = text_config.vocab_size if num_text_tokens is None else num_text_tokens
+        if not isinstance(text_config, PreTrainedConfig):
+            raise ValueError(f"text_config must be the configuration of a language model, got {text_config!r}")
+        first = _language_model_vocab_size(text_config) if num_text_tokens is None else num_text_tokens
+        if isinstance(first, bool) or not isinstance(first, int) or first < 1:
+            raise ValueError(f"num_text_tokens must be a positive integer, got {first!r}")
         text = text_config.to_dict()
         text["vocab_size"] = -(-(first + 4) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
         ids = dict(zip(("video_token_id", "row_token_id", "frame_token_id", "image_token_id"), range(first, first + 4)))
@@ -295,7 +353,7 @@ class VideoPandaConfig(PreTrainedConfig):
                 "VideoPandaConfig: video_token_id, row_token_id, frame_token_id and image_token_id must be four "
                 f"consecutive ids that follow the language model's own vocabulary, got {ids}"
             )
-        vocab_size = self.text_config.vocab_size
+        vocab_size = _language_model_vocab_size(self.text_config)
         if max(ids) >= vocab_size:
             raise ValueError(
                 f"VideoPandaConfig.text_config.vocab_size is {vocab_size}, but the placeholder ids go up to {max(ids)}: "
@@ -306,20 +364,39 @@ class VideoPandaConfig(PreTrainedConfig):
                 "VideoPandaConfig.rotary_table_dtype must be None, float16, bfloat16 or float32, got "
                 f"{self.rotary_table_dtype!r}"
             )
+        if not isinstance(self.tie_word_embeddings, bool):
+            raise ValueError(
+                f"VideoPandaConfig.tie_word_embeddings must be True or False, got {self.tie_word_embeddings!r}"
+            )
+        _require_number(self, "initializer_range", 0, inf, "be a number from 0 on")
         self._check_head()
         self.vision_config.check()
 
     def _check_head(self) -> None:
         """`lm_head` is one linear layer; a language model that does more to its logits would silently differ."""
         text = self.text_config.to_dict()
-        for name, neutral in (("final_logit_softcapping", None), ("logit_scale", 1.0), ("logits_scaling", 1.0)):
+        for name, neutral in _NEUTRAL_HEAD.items():
             if text.get(name, neutral) not in (None, neutral):
                 raise ValueError(
                     f"VideoPandaConfig.text_config ({self.text_config.model_type}) sets {name}={text[name]}: language "
-                    "models that transform their logits after the output layer are not supported"
+                    "models whose logits are more than one linear layer without bias are not supported"
                 )
 
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        # What `from_pretrained` reads. transformers goes on with a warning if it is the configuration of another model.
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if config_dict.get("model_type") != cls.model_type:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} is not a Video-Panda checkpoint: its config.json says model_type "
+                f"{config_dict.get('model_type')!r}, expected {cls.model_type!r}"
+            )
+        return config_dict, kwargs
+
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
+        if os.path.isfile(save_directory):
+            raise NotADirectoryError(f"Cannot save to {save_directory}: it is a file, expected a folder")
+        self.check()  # before anything is written: fields can be assigned after the configuration was made
         # Complete, whatever subset of the Auto classes the object at hand came through.
         self.auto_map = dict(AUTO_MAP)
         return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)

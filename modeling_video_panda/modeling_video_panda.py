@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 from torch import nn
-from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, GenerationMixin
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
@@ -17,6 +17,7 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import torch_compilable_check
 from transformers.utils.generic import can_return_tuple
 
+from .checkpoint_video_panda import VideoPandaCheckpoint
 from .configuration_video_panda import VideoPandaConfig
 from .stab_video_panda import VideoPandaSTAB
 
@@ -66,7 +67,7 @@ class VideoPandaProjector(nn.Module):
         return self.linear_2(self.act(self.linear_1(tokens)))
 
 
-class VideoPandaPreTrainedModel(PreTrainedModel):
+class VideoPandaPreTrainedModel(VideoPandaCheckpoint):
     """What both models share: loading and saving."""
 
     config: VideoPandaConfig

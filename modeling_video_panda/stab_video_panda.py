@@ -15,8 +15,22 @@ from transformers import initialization as init
 from .configuration_video_panda import VideoPandaVisionConfig
 
 
+class VideoPandaPatchEmbedding(nn.Conv2d):
+    """The patch convolution as one product over flattened patches. Release: `patch_embedding`.
+
+    A module of its own, like every layer here: offloading (`device_map`) brings a module's weights when it is called.
+    """
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(M, K, C, S, S) -> (M, K, P, P, D)."""
+        patch, side = self.kernel_size[0], pixel_values.shape[-1] // self.kernel_size[0]
+        chunks, frames, channels = pixel_values.shape[:3]
+        tiles = pixel_values.reshape(chunks, frames, channels, side, patch, side, patch).permute(0, 1, 3, 5, 2, 4, 6)
+        return F.linear(tiles.flatten(4), self.weight.flatten(1))
+
+
 class VideoPandaStatisticsNorm(nn.BatchNorm1d):
-    """Batch normalisation over all positions of all chunks; its running statistics stay float32 in every model dtype.
+    """Batch normalisation over all positions of all chunks; its running statistics stay float32 in a half-precision model.
 
     The release's `lmhra1.pos_embed.0`, a BatchNorm3d: over (M, D, K, P, P) that is the same as over (M*K*P*P, D).
     """
@@ -33,16 +47,43 @@ class VideoPandaStatisticsNorm(nn.BatchNorm1d):
         super()._apply(fn, recurse)
         for name, statistic in exact.items():
             moved = getattr(self, name)
-            if moved.dtype != statistic.dtype:
+            if moved.dtype not in (statistic.dtype, torch.float64):
                 setattr(self, name, moved if moved.is_meta else statistic.to(moved.device))
         return self
 
     def forward(self, states_ND: torch.Tensor) -> torch.Tensor:
+        exact = self.running_var.dtype  # torch refuses to mix the dtypes of weights and statistics
+        weight_D, bias_D = self.weight.to(exact), self.bias.to(exact)
         if self.training:
-            return super().forward(states_ND.float()).to(states_ND.dtype)
-        scale_D = self.weight.float() * torch.rsqrt(self.running_var + self.eps)
-        shift_D = self.bias.float() - self.running_mean * scale_D
+            self.num_batches_tracked.add_(1)
+            statistics = self.running_mean, self.running_var
+            normed_ND = F.batch_norm(
+                states_ND.to(exact), *statistics, weight_D, bias_D, training=True, momentum=self.momentum, eps=self.eps
+            )
+            return normed_ND.to(states_ND.dtype)
+        scale_D = weight_D * torch.rsqrt(self.running_var + self.eps)
+        shift_D = bias_D - self.running_mean * scale_D
         return torch.addcmul(shift_D.to(states_ND.dtype), states_ND, scale_D.to(states_ND.dtype))
+
+
+class VideoPandaZeroLinear(nn.Linear):
+    """A linear layer whose weights start at zero, as the release's last layers of LSTE and GSTRA do.
+
+    A class of its own because transformers initialises only modules that hold parameters themselves: asking for the LSTE
+    around it would never come to pass.
+    """
+
+
+class VideoPandaTemporalConvolution(nn.Conv1d):
+    """LSTE's depthwise convolution over time only, zero padded: three shifted products, with no change of layout."""
+
+    def forward(self, states_MKNR: torch.Tensor) -> torch.Tensor:
+        """(M, K, N, R) -> (M, K, N, R)."""
+        num_frames = states_MKNR.shape[1]
+        padded = F.pad(states_MKNR, (0, 0, 0, 0, 1, 1))
+        taps_3R = self.weight[:, 0].t()
+        mixed = self.bias + padded[:, :num_frames] * taps_3R[0]
+        return mixed + padded[:, 1 : num_frames + 1] * taps_3R[1] + padded[:, 2 : num_frames + 2] * taps_3R[2]
 
 
 class VideoPandaLSTE(nn.Module):
@@ -53,25 +94,17 @@ class VideoPandaLSTE(nn.Module):
         width, inner = config.hidden_size, int(config.hidden_size / config.lste_reduction)
         self.norm = VideoPandaStatisticsNorm(width, eps=config.batch_norm_eps)
         self.reduce = nn.Linear(width, inner)
-        self.temporal = nn.Conv1d(inner, inner, kernel_size=3, padding=1, groups=inner)
-        self.expand = nn.Linear(inner, width)
+        self.temporal = VideoPandaTemporalConvolution(inner, inner, kernel_size=3, padding=1, groups=inner)
+        self.expand = VideoPandaZeroLinear(inner, width)
         self.position_encoding = nn.Conv3d(width, width, kernel_size=3, padding=1, groups=width)
 
     def forward(self, patches_MKPPD: torch.Tensor) -> torch.Tensor:
         """(M, K, P, P, D) -> (M, K, P, P, D)."""
         chunks, frames, side, _, width = patches_MKPPD.shape
         reduced_MKNR = self.reduce(self.norm(patches_MKPPD.reshape(-1, width))).view(chunks, frames, side * side, -1)
-        encoded_MKPPD = patches_MKPPD + self.expand(self._mix_neighbouring_frames(reduced_MKNR)).view_as(patches_MKPPD)
+        encoded_MKPPD = patches_MKPPD + self.expand(self.temporal(reduced_MKNR)).view_as(patches_MKPPD)
         position_MKPPD = self.position_encoding(encoded_MKPPD.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
         return encoded_MKPPD + position_MKPPD
-
-    def _mix_neighbouring_frames(self, states_MKNR: torch.Tensor) -> torch.Tensor:
-        """Depthwise convolution over time only, zero padded: three shifted products, with no change of layout."""
-        num_frames = states_MKNR.shape[1]
-        padded = F.pad(states_MKNR, (0, 0, 0, 0, 1, 1))
-        taps_3R = self.temporal.weight[:, 0].t()
-        mixed = self.temporal.bias + padded[:, :num_frames] * taps_3R[0]
-        return mixed + padded[:, 1 : num_frames + 1] * taps_3R[1] + padded[:, 2 : num_frames + 2] * taps_3R[2]
 
 
 class VideoPandaGSTRA(nn.Module):
@@ -90,10 +123,10 @@ class VideoPandaGSTRA(nn.Module):
         self.q_proj = nn.Linear(width, width)
         self.k_proj = nn.Linear(width, width)
         self.v_proj = nn.Linear(width, width)
-        self.out_proj = nn.Linear(width, width)
+        self.out_proj = VideoPandaZeroLinear(width, width)
         self.norm_mlp = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.fc1 = nn.Linear(width, config.gstra_mlp_ratio * width)
-        self.fc2 = nn.Linear(config.gstra_mlp_ratio * width, width)
+        self.fc2 = VideoPandaZeroLinear(config.gstra_mlp_ratio * width, width)
         self.dropout = nn.Dropout(config.gstra_dropout)
 
     def forward(self, context_MND: torch.Tensor) -> torch.Tensor:
@@ -230,7 +263,7 @@ class VideoPandaSTAB(PreTrainedModel):
     def __init__(self, config: VideoPandaVisionConfig):
         super().__init__(config)
         width, patch = config.hidden_size, config.patch_size
-        self.patch_embedding = nn.Conv2d(config.num_channels, width, kernel_size=patch, stride=patch, bias=False)
+        self.patch_embedding = VideoPandaPatchEmbedding(config.num_channels, width, patch, stride=patch, bias=False)
         self.lste = VideoPandaLSTE(config) if config.use_lste else None
         self.gstra = VideoPandaGSTRA(config) if config.use_gstra else None
         self.lsd = VideoPandaPooling(config) if config.downsampling == "lsd" else None
@@ -245,14 +278,10 @@ class VideoPandaSTAB(PreTrainedModel):
     def _init_weights(self, module):
         super()._init_weights(module)
         std = self.config.initializer_range
-        if isinstance(module, VideoPandaLSTE):
-            init.zeros_(
-                module.expand.weight
-            )  # like the two of GSTRA: zero in the release, so that it starts as nothing
+        if isinstance(module, VideoPandaZeroLinear):
+            init.zeros_(module.weight)
         elif isinstance(module, VideoPandaGSTRA):
             init.zeros_(module.query)
-            init.zeros_(module.out_proj.weight)
-            init.zeros_(module.fc2.weight)
         elif isinstance(module, VideoPandaFSRA):
             init.normal_(module.class_embedding, std=std)
         elif isinstance(module, VideoPandaPerceiverResampler):
@@ -273,7 +302,7 @@ class VideoPandaSTAB(PreTrainedModel):
         Returns:
             (M, K, h*(w+1)+1, D): for each frame its context, then row by row the tokens and `<row>`.
         """
-        patches_MKPPD = self._embed_patches(pixel_values)
+        patches_MKPPD = self.patch_embedding(pixel_values)
         before = self.config.downsampling_position == "before_lste"
         if before:
             side = self.config.num_tokens_per_side
@@ -285,13 +314,6 @@ class VideoPandaSTAB(PreTrainedModel):
         else:
             tokens_MKhwD = self._downsample(crop_to_grid(dense_MKPPD, grid, self.config.effective_window), grid)
         return self._sequence(tokens_MKhwD, self._context(tokens_MKhwD, local_MKPPD, still))
-
-    def _embed_patches(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(M, K, C, S, S) -> (M, K, P, P, D): the convolution as one product over flattened patches."""
-        patch, side = self.config.patch_size, self.config.num_patches_per_side
-        chunks, frames, channels = pixel_values.shape[:3]
-        tiles = pixel_values.reshape(chunks, frames, channels, side, patch, side, patch).permute(0, 1, 3, 5, 2, 4, 6)
-        return F.linear(tiles.flatten(4), self.patch_embedding.weight.flatten(1))
 
     def _downsample(self, patches_MKPPD: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """(M, K, h*window, w*window, D) -> (M, K, h, w, D), by whatever `downsampling` says."""

@@ -5,6 +5,8 @@ import torch
 from tiny import IMAGE_SIZE, tiny_config, tiny_model
 from transformers import GenerationMixin, LlamaForCausalLM
 
+from video_panda import VideoPandaForConditionalGeneration
+
 
 def visual_ids(config, frames: int, height: int, width: int, patch: str = "video") -> list[int]:
     """The placeholder ids of a video or image, written out from the layout of the design."""
@@ -372,6 +374,15 @@ def test_training_updates_the_running_statistics(one_video):
     before = model.model.stab.lste.norm.running_mean.clone()
     model(**training_batch(model, one_video))
     assert not torch.equal(model.model.stab.lste.norm.running_mean, before)
+
+
+def test_fresh_weights_start_as_in_the_release():
+    """The last layers of LSTE and GSTRA, its query and the balance at zero; nothing else of STAB but biases is."""
+    fresh = VideoPandaForConditionalGeneration(tiny_config(vision={"downsampling": "perceiver_resampler"})).model.stab
+    zero = {name for name, tensor in fresh.named_parameters() if not tensor.any() and not name.endswith("bias")}
+    zeroed = ("lste.expand.weight", "gstra.out_proj.weight", "gstra.fc2.weight", "gstra.query", "fusion.balance")
+    assert zero == set(zeroed)
+    assert 0.01 < fresh.row_embedding.std() < 0.03
 
 
 def test_a_few_steps_learn(one_video):
