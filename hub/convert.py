@@ -353,11 +353,11 @@ def _load_tokenizer(tokenizer, folder: Path, config: VideoPandaConfig):
 
     vocabulary = tokenizer.get_vocab()
     num_text_tokens = len(tokenizer) - sum(token in vocabulary for token in PLACEHOLDER_TOKENS)
-    if num_text_tokens != config.num_text_tokens:
-        raise ValueError(
-            f"{place}: the tokenizer has {num_text_tokens} tokens, but the checkpoint's vocabulary has "
-            f"{config.num_text_tokens}"
-        )
+    sizes = f"{place}: the tokenizer has {num_text_tokens} tokens, but the checkpoint's vocabulary has {config.num_text_tokens}"
+    if num_text_tokens > config.num_text_tokens:
+        raise ValueError(sizes)
+    if num_text_tokens < config.num_text_tokens:
+        logger.warning("%s: it is filled up with unused tokens", sizes)
     return tokenizer
 
 
@@ -375,7 +375,13 @@ def _write_processor(config: VideoPandaConfig, tokenizer, made: Path) -> None:
         image_processor.save_pretrained(made)
         video_processor.save_pretrained(made)
         return
-    processor = VideoPandaProcessor(image_processor, video_processor, tokenizer, use_row_token=vision.use_row_token)
+    processor = VideoPandaProcessor(
+        image_processor,
+        video_processor,
+        tokenizer,
+        use_row_token=vision.use_row_token,
+        num_text_tokens=config.num_text_tokens,
+    )
     ids = tuple(processor.tokenizer.convert_tokens_to_ids(list(PLACEHOLDER_TOKENS)))
     if ids != config.placeholder_token_ids:
         raise ValueError(

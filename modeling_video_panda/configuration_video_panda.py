@@ -7,7 +7,6 @@ import os
 from dataclasses import fields
 from math import inf
 
-from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import SubConfigSpec
@@ -305,8 +304,10 @@ class VideoPandaConfig(PreTrainedConfig):
             )
         try:
             super().__post_init__(**kwargs)
-        except StrictDataclassError as error:  # how some of transformers' own configs refuse a value; no ValueError
-            raise ValueError(f"VideoPandaConfig.text_config: {error}") from error
+        except ValueError:
+            raise
+        except Exception as error:  # configs of transformers refuse a value with several kinds of error
+            raise ValueError(f"VideoPandaConfig: a sub-configuration refuses its fields: {error}") from error
         self.check()
 
     @classmethod

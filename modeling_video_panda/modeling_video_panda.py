@@ -14,12 +14,22 @@ from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 from transformers.modeling_utils import slice_logits_to_keep
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import torch_compilable_check
 from transformers.utils.generic import can_return_tuple
 
 from .checkpoint_video_panda import VideoPandaCheckpoint
 from .configuration_video_panda import VideoPandaConfig
 from .stab_video_panda import VideoPandaSTAB
+
+# What `lm_head`, one linear layer, and a cache of keys and values would silently do otherwise than the original.
+_BIASED_HEAD = "its output layer has a bias"
+_NO_CACHE = "it has a recurrent state in the place of keys and values"
+UNSUPPORTED_LANGUAGE_MODELS = {
+    **dict.fromkeys(("codegen", "ctrl", "gptj", "phi"), _BIASED_HEAD),
+    **dict.fromkeys(("falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm"), _NO_CACHE),
+    "minicpm3": "it scales its logits",
+}
 
 
 @dataclass
@@ -50,6 +60,28 @@ class VideoPandaCausalLMOutputWithPast(ModelOutput):
 def _round_rotary_table(module, args, cos_and_sin, dtype: torch.dtype):
     """PARITY: the release keeps its rotary tables in float16, whatever the activations are computed in."""
     return tuple(table.to(dtype).to(table.dtype) for table in cos_and_sin)
+
+
+def _build_language_model(config: VideoPandaConfig) -> nn.Module:
+    """The language model without its head; a ValueError for one that this model could only run wrongly."""
+    text, kind = config.text_config, f"VideoPandaConfig.text_config ({config.text_config.model_type})"
+    if type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(f"{kind} is not the configuration of a causal language model of transformers")
+    if text.model_type in UNSUPPORTED_LANGUAGE_MODELS:
+        raise ValueError(f"{kind} is not supported: {UNSUPPORTED_LANGUAGE_MODELS[text.model_type]}")
+    language_model = AutoModel.from_config(text)
+    width = language_model.get_input_embeddings().weight.shape[1]
+    if width != text.hidden_size:
+        raise ValueError(f"{kind} has embeddings of width {width}, expected its hidden_size, {text.hidden_size}")
+    if config.rotary_table_dtype is not None:
+        rotary = dict(language_model.named_children()).get("rotary_emb")
+        if rotary is None:
+            raise ValueError(
+                f"VideoPandaConfig.rotary_table_dtype is {config.rotary_table_dtype!r}, but {kind} has no rotary tables: "
+                "expected None"
+            )
+        rotary.register_forward_hook(partial(_round_rotary_table, dtype=getattr(torch, config.rotary_table_dtype)))
+    return language_model
 
 
 class VideoPandaProjector(nn.Module):
@@ -94,10 +126,7 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
         super().__init__(config)
         self.stab = VideoPandaSTAB(config.vision_config)
         self.projector = VideoPandaProjector(config)
-        self.language_model = AutoModel.from_config(config.text_config)
-        if config.rotary_table_dtype is not None:
-            rounding = partial(_round_rotary_table, dtype=getattr(torch, config.rotary_table_dtype))
-            self.language_model.rotary_emb.register_forward_hook(rounding)
+        self.language_model = _build_language_model(config)
         self.post_init()
 
     @can_return_tuple

@@ -9,8 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from huggingface_hub.dataclasses import validate_typed_dict
+from huggingface_hub.errors import StrictDataclassError
 
 from .geometry_video_panda import canvas_offset, token_grid
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
@@ -131,6 +136,62 @@ class VideoPandaCanvas:
             output_TCSS.div_(output_TCSS.new_tensor(self.image_std)[:, None, None])
 
 
+class VideoPandaCanvasMixin:
+    """What the video and the image processor share: the canvas' options, their defaults and their validation.
+
+    Stands before a processor base class of transformers, whose `valid_kwargs` name the options there are.
+    """
+
+    image_size = 448
+    patch_size = 14
+    downsample_window = 2
+    image_mean = CLIP_MEAN
+    image_std = CLIP_STD
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+    allow_urls = False
+
+    def __init__(self, **kwargs):
+        self._check_kwargs({key: value for key, value in kwargs.items() if key in self.valid_kwargs.__annotations__})
+        super().__init__(**kwargs)
+        self._set_attributes(**kwargs)
+        self._canvas({})
+
+    @property
+    def tokens_per_side(self) -> int:
+        """G, tokens a side of the canvas."""
+        return self._canvas({}).tokens_per_side
+
+    def _check_kwargs(self, kwargs: dict) -> None:
+        """Refuse options that are unknown, of the wrong type, or without a meaning here."""
+        name = type(self).__name__
+        # `video_metadata` is checked where it is paired with the videos; there None may stand for "unknown".
+        checked = {key: value for key, value in kwargs.items() if value is not None and key != "video_metadata"}
+        if isinstance(checked.get("frame_indices"), (tuple, range, np.ndarray)):
+            checked["frame_indices"] = np.asarray(checked["frame_indices"]).tolist()
+        try:
+            validate_typed_dict(self.valid_kwargs, checked)
+        except (StrictDataclassError, TypeError) as error:
+            raise ValueError(f"{name}: {error}") from error
+        for key in ("size", "crop_size", "do_center_crop", "do_pad"):
+            if checked.get(key):
+                raise ValueError(
+                    f"`{key}` is not an option of {name}, got {checked[key]!r}; the canvas is a square of `image_size` "
+                    "px, and pictures are neither cropped nor padded otherwise"
+                )
+
+    def _canvas(self, given: dict) -> VideoPandaCanvas:
+        """The canvas of one call: its options over the processor's own."""
+        names = ("image_size", "patch_size", "downsample_window", "rescale_factor")
+        steps = ("do_resize", "do_rescale", "do_normalize")
+        chosen = {name: given.get(name, getattr(self, name)) for name in names + steps}
+        for name in ("image_mean", "image_std"):
+            chosen[name] = as_channel_triplet(name, given.get(name, getattr(self, name)))
+        return VideoPandaCanvas(**chosen)
+
+
 def as_channel_triplet(name: str, value) -> tuple[float, float, float]:
     """A mean or standard deviation as three floats; a single number goes for all channels."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -186,8 +247,8 @@ def _channels_first(frames: torch.Tensor, name: str, input_data_format: str | No
     first, last = frames.shape[1] in (1, 3, 4), frames.shape[3] in (1, 3, 4)
     if first == last:
         raise ValueError(
-            f"{name}: cannot tell the channels in shape {tuple(frames.shape)}; expected 1, 3 or 4 of them as the second "
-            "or the last dimension, or `input_data_format`"
+            f"{name}: cannot tell the channels in shape {tuple(frames.shape)}; expected 1, 3 or 4 of them as the "
+            "second or the last dimension, or `input_data_format`"
         )
     return first
 

@@ -11,6 +11,7 @@ import numbers
 from fractions import Fraction
 
 NUM_FRAMES = 8
+MAX_RATE_DENOMINATOR = 1_000_000
 
 
 def _check_count(name: str, value: int, minimum: int = 1) -> int:
@@ -22,21 +23,22 @@ def _check_count(name: str, value: int, minimum: int = 1) -> int:
 
 
 def check_fps(fps: float | Fraction | None, name: str = "fps") -> Fraction:
-    """A frame rate as an exact fraction.
+    """A frame rate as a fraction, so that sums of its steps meet whole frames exactly.
 
     Args:
         fps: frames per second.
         name: how the message calls it.
 
     Returns:
-        The same rate, exact.
+        The rate that was meant: the float 0.2 is a little more than 1/5, and 23.976023976... stands for 24000/1001.
 
     Raises:
         ValueError: it is None, NaN, infinite, zero or negative.
     """
     if fps is None or isinstance(fps, (bool, str)) or not math.isfinite(fps) or fps <= 0:
         raise ValueError(f"`{name}` must be a positive, finite number of frames per second, got {fps!r}")
-    return fps if isinstance(fps, Fraction) else Fraction(float(fps))
+    exact = Fraction(float(fps))
+    return exact.limit_denominator(MAX_RATE_DENOMINATOR) or exact
 
 
 def spread_evenly(num_candidates: int, num_frames: int) -> list[int]:
@@ -83,8 +85,9 @@ def choose_frames(num_source_frames: int, fps: float | None, num_frames: int = N
         if fps is not None:
             check_fps(fps)
         return [place * num_source_frames // num_frames for place in range(num_frames)]
+    check_fps(fps)
     # PARITY: Python's round, halves to even, as the release.
-    step = max(1, round(check_fps(fps)))
+    step = max(1, round(float(fps)))
     candidates = range(0, num_source_frames, step)
     if len(candidates) >= num_frames:
         return [candidates[position] for position in spread_evenly(len(candidates), num_frames)]

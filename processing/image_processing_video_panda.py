@@ -6,18 +6,13 @@ Legend: S px a side of the canvas.
 import os
 
 import torch
-from huggingface_hub.dataclasses import validate_typed_dict
-from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ImagesKwargs
 
-from .canvas_video_panda import VideoPandaCanvas, as_channel_triplet, as_uint8_frames
+from .canvas_video_panda import VideoPandaCanvasMixin, as_uint8_frames
 from .sources_video_panda import describe_source, load_rgb_image
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class VideoPandaImagesKwargs(ImagesKwargs, total=False):
@@ -36,7 +31,7 @@ class VideoPandaImagesKwargs(ImagesKwargs, total=False):
     allow_urls: bool | None
 
 
-class VideoPandaImageProcessor(BaseImageProcessor):
+class VideoPandaImageProcessor(VideoPandaCanvasMixin, BaseImageProcessor):
     """Reads pictures, pastes them on a square canvas and normalises them.
 
     Args:
@@ -53,28 +48,6 @@ class VideoPandaImageProcessor(BaseImageProcessor):
     _auto_class = "AutoImageProcessor"
     valid_kwargs = VideoPandaImagesKwargs
     model_input_names = ["pixel_values", "image_grid_thw"]  # noqa: RUF012 (transformers' contract)
-
-    image_size = 448
-    patch_size = 14
-    downsample_window = 2
-    image_mean = CLIP_MEAN
-    image_std = CLIP_STD
-    do_resize = True
-    do_rescale = True
-    do_normalize = True
-    do_convert_rgb = True
-    allow_urls = False
-
-    def __init__(self, **kwargs):
-        self._check_kwargs({key: value for key, value in kwargs.items() if key in self.valid_kwargs.__annotations__})
-        super().__init__(**kwargs)
-        self._set_attributes(**kwargs)
-        self._canvas({})
-
-    @property
-    def tokens_per_side(self) -> int:
-        """G, tokens a side of the canvas."""
-        return self._canvas({}).tokens_per_side
 
     def preprocess(self, images, **kwargs) -> BatchFeature:
         """Turn pictures into the model's inputs.
@@ -99,7 +72,7 @@ class VideoPandaImageProcessor(BaseImageProcessor):
         pictures = self.fetch_images(
             images,
             allow_urls=given.get("allow_urls"),
-            input_data_format=given.get("input_data_format", getattr(self, "input_data_format", None)),
+            input_data_format=given.get("input_data_format", self.input_data_format),
             do_convert_rgb=given.get("do_convert_rgb", self.do_convert_rgb),
         )
         pictures = [pictures] if isinstance(pictures, torch.Tensor) else _flatten(pictures)
@@ -109,8 +82,10 @@ class VideoPandaImageProcessor(BaseImageProcessor):
             pasted, (h, w) = canvas.paste([picture[None]])
             canvas.fill(pixels[place : place + 1], pasted)
             grids.append((1, h, w))
-        output = {"pixel_values": pixels, "image_grid_thw": torch.tensor(grids, dtype=torch.int64)}
-        return BatchFeature(data=output, tensor_type=kwargs.get("return_tensors") or "pt")
+        tensors = {"pixel_values": pixels, "image_grid_thw": torch.tensor(grids, dtype=torch.int64)}
+        if "device" in given:
+            tensors = {key: tensor.to(given["device"]) for key, tensor in tensors.items()}
+        return BatchFeature(data=tensors, tensor_type=kwargs.get("return_tensors") or "pt")
 
     # transformers' own fetches any URL it is given, and reads neither `Path` nor bytes.
     def fetch_images(
@@ -153,27 +128,6 @@ class VideoPandaImageProcessor(BaseImageProcessor):
         channels = "channels_last" if num_dimensions == 2 else input_data_format
         frames = as_uint8_frames(batch, "images", channels, do_convert_rgb)
         return list(frames) if num_dimensions == 4 else frames[0]
-
-    def _check_kwargs(self, kwargs: dict) -> None:
-        checked = {key: value for key, value in kwargs.items() if value is not None}
-        try:
-            validate_typed_dict(self.valid_kwargs, checked)
-        except (StrictDataclassError, TypeError) as error:
-            raise ValueError(f"VideoPandaImageProcessor: {error}") from error
-        for key in ("size", "crop_size", "do_center_crop", "do_pad"):
-            if checked.get(key):
-                raise ValueError(
-                    f"`{key}` is not an option of VideoPandaImageProcessor, got {checked[key]!r}; the canvas is a "
-                    "square of `image_size` px, and pictures are neither cropped nor padded otherwise"
-                )
-
-    def _canvas(self, given: dict) -> VideoPandaCanvas:
-        names = ("image_size", "patch_size", "downsample_window", "rescale_factor")
-        steps = ("do_resize", "do_rescale", "do_normalize")
-        chosen = {name: given.get(name, getattr(self, name)) for name in names + steps}
-        for name in ("image_mean", "image_std"):
-            chosen[name] = as_channel_triplet(name, given.get(name, getattr(self, name)))
-        return VideoPandaCanvas(**chosen)
 
 
 def _flatten(pictures) -> list[torch.Tensor]:

@@ -3,12 +3,25 @@
 Shape suffixes: B prompts, L prompt length; see the image and video processors for theirs.
 """
 
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
+from transformers.utils.chat_template_utils import jinja2  # None without it; chats need it, loading does not
 from transformers.video_processing_utils import VideoProcessorMixin
 
-from .chat_video_panda import VICUNA_CHAT_TEMPLATE, count_placeholders, mark_user_text, sanitized_assistant_masks
+from .chat_video_panda import (
+    VICUNA_CHAT_TEMPLATE,
+    check_conversations,
+    count_placeholders,
+    is_plain,
+    mark_user_text,
+    sanitized_assistant_masks,
+)
 from .geometry_video_panda import frame_token_sequence
 from .image_processing_video_panda import VideoPandaImageProcessor, VideoPandaImagesKwargs
 from .video_inputs_video_panda import flatten_videos
@@ -36,6 +49,11 @@ class VideoPandaProcessor(ProcessorMixin):
             (generation needs that), and with its unknown or end token where it has no padding token.
         chat_template: default: the Vicuna format of the release.
         use_row_token: whether a row ends with `<row>`; as in the model's configuration.
+        num_text_tokens: size of the language model's own vocabulary; a smaller tokenizer is filled up with unused tokens,
+            so that the placeholders get the ids that follow it. Default: the tokenizer's size.
+
+    Raises:
+        ValueError: the tokenizer has more tokens than that, or the placeholders at other ids.
     """
 
     valid_processor_kwargs = VideoPandaProcessorKwargs
@@ -45,12 +63,21 @@ class VideoPandaProcessor(ProcessorMixin):
     videos_kwargs = {"return_tensors": "pt"}  # noqa: RUF012
 
     def __init__(
-        self, image_processor=None, video_processor=None, tokenizer=None, chat_template=None, use_row_token=True
+        self,
+        image_processor=None,
+        video_processor=None,
+        tokenizer=None,
+        chat_template=None,
+        use_row_token=True,
+        num_text_tokens=None,
     ):
         super().__init__(
             image_processor, video_processor, tokenizer, chat_template=chat_template or VICUNA_CHAT_TEMPLATE
         )
         self.use_row_token = use_row_token
+        self.num_text_tokens = num_text_tokens
+        if num_text_tokens is not None:
+            _fill_vocabulary(tokenizer, num_text_tokens)
         missing = [token for token in PLACEHOLDER_TOKENS if token not in tokenizer.get_vocab()]
         if missing or not set(PLACEHOLDER_TOKENS) <= set(tokenizer.all_special_tokens):
             tokenizer.add_special_tokens(
@@ -63,6 +90,9 @@ class VideoPandaProcessor(ProcessorMixin):
         self.video_token_id, self.row_token_id, self.frame_token_id, self.image_token_id = (
             tokenizer.convert_tokens_to_ids(list(PLACEHOLDER_TOKENS))
         )
+        first = min(self.video_token_id, self.row_token_id, self.frame_token_id, self.image_token_id)
+        if num_text_tokens not in (None, first):
+            raise ValueError(f"The tokenizer's placeholders begin at id {first}, expected {num_text_tokens}")
 
     @classmethod
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
@@ -83,6 +113,38 @@ class VideoPandaProcessor(ProcessorMixin):
             raise TypeError(f"video_processor must be a VideoPandaVideoProcessor, got {type(argument).__name__}")
         return VideoProcessorMixin
 
+    def __call__(self, images=None, text=None, videos=None, audio=None, **kwargs):
+        """As in transformers, with a ValueError for every option that does not fit.
+
+        Args:
+            images, videos: as in `VideoPandaImageProcessor.preprocess` and `VideoPandaVideoProcessor.preprocess`; given
+                for each prompt (nested) or all in a row, in the order of their placeholders.
+            text: a prompt or a list of them, with `<video>` and `<image>` where the visuals belong.
+            audio: refused.
+            kwargs: options of the tokenizer and of the two processors, such as `num_frames`, `return_metadata`,
+                `return_mm_token_type_ids`.
+
+        Returns:
+            `input_ids` and `attention_mask` (B, L) if there is text, `pixel_values_videos` and `video_grid_thw` if there
+            are videos, `pixel_values` and `image_grid_thw` if there are images, and what was asked for besides.
+
+        Raises:
+            ValueError: nothing was given, placeholders and visuals differ in number, an option or a visual does not fit,
+                or truncation cuts a visual's tokens.
+            OSError: a file is missing or not a regular file.
+        """
+        if isinstance(kwargs.get("frame_indices"), (tuple, range, np.ndarray)):
+            kwargs["frame_indices"] = np.asarray(kwargs["frame_indices"]).tolist()
+        if (kwargs.get("videos_kwargs") or {}).get("return_metadata"):
+            kwargs["videos_kwargs"] = {**kwargs["videos_kwargs"]}
+            kwargs["return_metadata"] = kwargs["videos_kwargs"].pop("return_metadata")
+        images, text, videos, audio = self.prepare_inputs_layout(images, text, videos, audio)
+        self._check_inputs(images, text, videos, audio)
+        try:
+            return super().__call__(images=images, text=text, videos=videos, audio=audio, **kwargs)
+        except StrictDataclassError as error:
+            raise ValueError(f"VideoPandaProcessor: {error}") from error
+
     def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
         """Prompts as a list; a chat without visuals beside chats with some (an empty list in the batch) adds none.
 
@@ -90,24 +152,40 @@ class VideoPandaProcessor(ProcessorMixin):
         """
         if isinstance(text, str):
             text = [text]
-        return _without_empty(images), None if text is None else list(text), _without_empty(videos), audio
+        elif isinstance(text, (list, tuple)):
+            text = list(text)  # placeholders are replaced in it
+        return _without_empty(images), text, _without_empty(videos), audio
 
     def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs):
-        """Check what can be checked before anything is decoded.
+        """Nothing is left to check here.
 
-        Overridden because transformers counts the visuals itself and knows neither bytes, paths nor frames as a video.
+        Overridden because transformers knows neither bytes, paths nor frames as a video, and because it takes the text
+        that sanitizing marked out of the prompts first: of "<vid</s>eo>" a placeholder would be left.
         """
+
+    def _check_inputs(self, images, text, videos, audio) -> None:
+        """Check what can be checked before anything is decoded."""
         if images is None and text is None and videos is None:
             raise ValueError("VideoPandaProcessor: nothing was given, expected text, images or videos")
         if audio is not None:
             raise ValueError("VideoPandaProcessor: audio was given; Video-Panda sees, it does not hear")
         if text is None:
             return
-        if not isinstance(text, list) or not all(isinstance(sample, str) for sample in text):
+        if not isinstance(text, list):
             raise ValueError(f"text must be a string or a list of strings, got {type(text).__name__}")
+        if not text:
+            raise ValueError("text is an empty list; expected at least one prompt")
+        for place, sample in enumerate(text):
+            if not isinstance(sample, str):
+                raise ValueError(f"text must be a string or a list of strings, got {type(sample).__name__} at {place}")
+            for token in (self.row_token, self.frame_token):
+                if count_placeholders(sample, token):
+                    raise ValueError(
+                        f"The text holds a {token}, which the processor alone writes; expected one {self.video_token} or "
+                        f"{self.image_token} for each visual"
+                    )
         self._check_count(text, self.video_token, "videos", 0 if videos is None else len(flatten_videos(videos)))
-        if images is None:
-            self._check_count(text, self.image_token, "images", 0)
+        self._check_count(text, self.image_token, "images", 0 if images is None else _count_images(images))
 
     @staticmethod
     def _check_count(text: list[str], token: str, kind: str, num_given: int) -> None:
@@ -145,10 +223,26 @@ class VideoPandaProcessor(ProcessorMixin):
     def get_text_with_replacements(
         self, text, images_replacements=(), videos_replacements=(), audio_replacements=()
     ) -> tuple[list[str], list[list[dict]]]:
-        """As in transformers, after a check that there are as many placeholders as visuals, naming both counts."""
+        """As in transformers, after a check that there are as many placeholders as visuals, naming both counts.
+
+        `validate_inputs` has checked it, but serving engines come in here.
+        """
         self._check_count(text, self.image_token, "images", len(images_replacements))
         self._check_count(text, self.video_token, "videos", len(videos_replacements))
         return super().get_text_with_replacements(text, images_replacements, videos_replacements, audio_replacements)
+
+    def _check_special_mm_tokens(self, text: list[str], text_inputs, modalities: list[str]) -> None:
+        # A hook of transformers, overridden because its own does not see that a frame's first or last token was cut off.
+        for place, (sample, ids) in enumerate(zip(text, text_inputs["input_ids"])):
+            ids = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+            for token in PLACEHOLDER_TOKENS:
+                expected = count_placeholders(sample, token)
+                got = ids.count(self.tokenizer.convert_tokens_to_ids(token))
+                if got != expected:
+                    raise ValueError(
+                        f"Prompt {place} needs {expected} {token} tokens for its visuals and has {got}: it was cut "
+                        "there; raise `max_length` or switch `truncation` off"
+                    )
 
     def create_mm_token_type_ids(self, input_ids) -> list[list[int]]:
         """0 text, 1 image, 2 video, for each prompt; `<frame>` and `<row>` are of the kind of the patch beside them."""
@@ -190,49 +284,65 @@ class VideoPandaProcessor(ProcessorMixin):
                 assistant's answers and their end token.
             processor_kwargs: options of the processors, such as `num_frames`, `start`, `end`, `allow_urls`, `padding`.
             kwargs: variables of the template and the rest of transformers' arguments.
+
+        Raises:
+            ValueError: the conversation is not one, or the template refuses it (an unknown role, say); and as the call.
+            OSError: as the call.
         """
+        if kwargs.get("load_audio_from_video"):
+            raise ValueError("load_audio_from_video: Video-Panda sees, it does not hear")
+        conversation = check_conversations(conversation)
         side = "left" if add_generation_prompt or continue_final_message else "right"
         # The template writes all special tokens there are.
-        processor_kwargs = {"padding_side": side, "add_special_tokens": False, **(processor_kwargs or {})}
+        defaults = {"padding_side": side, "add_special_tokens": False}
+        processor_kwargs = dict(processor_kwargs or {})
+        given = {**(processor_kwargs.get("text_kwargs") or {}), **processor_kwargs}
+        processor_kwargs.update((key, value) for key, value in defaults.items() if key not in given)
         sanitize = tokenize if sanitize_control_tokens is None else sanitize_control_tokens
-        common = {
-            "chat_template": chat_template,
-            "add_generation_prompt": add_generation_prompt,
-            "continue_final_message": continue_final_message,
-            "tokenize": tokenize,
-            "return_dict": return_dict,
+        apply = partial(
+            super().apply_chat_template,
+            conversation,
+            chat_template=chat_template,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tokenize=tokenize,
+            return_dict=return_dict,
             **kwargs,
-        }
-        if not (return_assistant_tokens_mask and tokenize and return_dict):
-            return super().apply_chat_template(
-                conversation,
-                processor_kwargs=processor_kwargs,
-                sanitize_control_tokens=sanitize,
-                return_assistant_tokens_mask=return_assistant_tokens_mask and not sanitize,
-                **common,
-            )
-        if continue_final_message:
-            raise ValueError("return_assistant_tokens_mask does not go with continue_final_message")
-        template = self._resolve_chat_template(chat_template)
+        )
+        try:
+            if not (return_assistant_tokens_mask and tokenize and return_dict):
+                return apply(processor_kwargs=processor_kwargs, sanitize_control_tokens=sanitize)
+            if continue_final_message:
+                raise ValueError("return_assistant_tokens_mask does not go with continue_final_message")
+            template = self._resolve_chat_template(chat_template)
+            variables = {"add_generation_prompt": add_generation_prompt, **kwargs}
+            return self._apply_with_masks(apply, conversation, template, variables, processor_kwargs, sanitize)
+        except jinja2.TemplateError as error:
+            raise ValueError(f"The chat template refuses the conversation: {error}") from error
+
+    def _apply_with_masks(
+        self, apply: Callable, conversation, template: str, variables: dict, processor_kwargs: dict, sanitize: bool
+    ):
+        """The inputs with `assistant_masks`: transformers' own, or, where user text holds control tokens, ours."""
         conversations, _ = self._normalize_conversations(conversation)
-        marked = mark_user_text(self.tokenizer, template, conversations)
-        if not sanitize or marked == conversations:
-            inputs = super().apply_chat_template(
-                conversation, processor_kwargs=processor_kwargs, return_assistant_tokens_mask=True, **common
-            )
+        marked, marked_variables = (
+            mark_user_text(self.tokenizer, template, content) for content in (conversations, [variables])
+        )
+        if not sanitize or (is_plain(conversations, marked) and is_plain([variables], marked_variables)):
+            inputs = apply(processor_kwargs=processor_kwargs, return_assistant_tokens_mask=True)
         else:
-            processor_kwargs["return_text_replacement_offsets"] = True
-            inputs = super().apply_chat_template(
-                conversation, processor_kwargs=processor_kwargs, sanitize_control_tokens=True, **common
-            )
-            variables = {**self.tokenizer.special_tokens_map, "add_generation_prompt": add_generation_prompt, **kwargs}
+            processor_kwargs = {**processor_kwargs, "return_text_replacement_offsets": True}
+            inputs = apply(processor_kwargs=processor_kwargs, sanitize_control_tokens=True)
             replacements = inputs.pop("text_replacement_offsets", None) or [[] for _ in marked]
+            variables = {**self.tokenizer.special_tokens_map, **marked_variables[0]}
             encoded = sanitized_assistant_masks(self.tokenizer, template, marked, replacements, variables)
             inputs["assistant_masks"] = [
                 self._lay_out(mask, row) for (_, mask), row in zip(encoded, inputs["attention_mask"])
             ]
         if isinstance(inputs["input_ids"], torch.Tensor):
             inputs["assistant_masks"] = torch.as_tensor(inputs["assistant_masks"])
+        elif isinstance(inputs["input_ids"], np.ndarray):
+            inputs["assistant_masks"] = np.asarray(inputs["assistant_masks"])
         return inputs
 
     def _lay_out(self, mask: list[int], attention_row) -> list[int]:
@@ -245,11 +355,29 @@ class VideoPandaProcessor(ProcessorMixin):
         return row
 
 
+def _fill_vocabulary(tokenizer, num_text_tokens: int) -> None:
+    """Add unused tokens until the tokenizer, placeholders left out, has `num_text_tokens`."""
+    vocabulary = tokenizer.get_vocab()
+    if any(token in vocabulary for token in PLACEHOLDER_TOKENS):
+        return  # filled before; their ids are checked
+    if len(tokenizer) > num_text_tokens:
+        raise ValueError(f"The tokenizer has {len(tokenizer)} tokens, more than the vocabulary's {num_text_tokens}")
+    unused = [f"<unused_{number}>" for number in range(len(tokenizer), num_text_tokens)]
+    tokenizer.add_tokens(unused, special_tokens=True)
+
+
 def _without_empty(visuals):
     """Drop the empty lists of a batch in which some prompts have no visuals; None if nothing is left of it."""
     if not isinstance(visuals, (list, tuple)) or not any(isinstance(own, (list, tuple)) and not own for own in visuals):
         return visuals
     return [own for own in visuals if not (isinstance(own, (list, tuple)) and not own)] or None
+
+
+def _count_images(images) -> int:
+    """How many pictures `VideoPandaImageProcessor` will make of these."""
+    if isinstance(images, (list, tuple)):
+        return sum(map(_count_images, images))
+    return len(images) if getattr(images, "ndim", None) == 4 else 1
 
 
 VideoPandaProcessor.register_for_auto_class()

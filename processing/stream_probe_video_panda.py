@@ -5,8 +5,8 @@ not a clean start, or where the container's times are not those of the pictures,
 for*, without an error. This file says where its answer is known to be exact. Measured with barcoded clips
 (tests/processing/test_video_decoding.py):
 
-- exact: H.264 in MP4, MOV and Matroska whose key frames are all IDR pictures (B-frames, variable frame rate,
-  interlacing and fragments do no harm); VP8 and VP9 in WebM; Motion JPEG and ProRes in MOV;
+- exact: H.264 in MP4, MOV and Matroska whose key frames are all IDR pictures (B-frames, variable frame rate and
+  interlacing do no harm); VP8 and VP9 in WebM; Motion JPEG and ProRes in MOV;
 - wrong: H.264 and HEVC with open GOPs, H.264 with intra refresh, files cut with an edit list, MPEG-4 with B-frames,
   everything in AVI, MPEG-TS, MPEG-PS and WMV; HEVC with closed GOPs fails outright.
 """
@@ -65,7 +65,10 @@ def best_video_stream(container):
     Args:
         container: an open PyAV input container.
     """
-    stream = container.streams.best("video")
+    try:
+        stream = container.streams.best("video")
+    except IndexError:  # FFmpeg names a stream that turned up while it probed, after PyAV made its list
+        stream = next(iter(container.streams.video), None)
     if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
         return None
     return stream
@@ -81,45 +84,35 @@ def probe_stream(container) -> VideoPandaStreamInfo | None:
         The facts, or None if there is no video stream.
 
     Raises:
-        av.error.FFmpegError: the file breaks while its packets are listed.
+        av.FFmpegError: the file breaks while its packets are listed.
+        ValueError: FFmpeg has no decoder for the stream.
     """
     stream = best_video_stream(container)
     if stream is None:
         return None
     codec_context = stream.codec_context
+    if codec_context is None:
+        raise ValueError("no decoder is known for its video stream")
     names = tuple(container.format.name.split(","))
     # The canonical name: AV1 is "av1" whichever decoder FFmpeg was built with.
-    codec = codec_context.codec.canonical_name if codec_context is not None else "unknown"
+    codec = codec_context.codec.canonical_name
+    packets = _list_packets(container, stream, codec, _nal_length_size(codec_context.extradata))
+    display_ticks, num_read = packets.display_ticks, packets.num_read
+
     key_frames_are_clean = codec in _CLEAN_KEY_FRAMES
-    nal_length_size = _nal_length_size(codec_context.extradata if codec_context is not None else None)
-
-    display_ticks, num_read, num_keys, num_clean_keys, num_hidden = [], 0, 0, 0, 0
-    starts_with_key = False
-    for packet in container.demux(stream):
-        if not packet.size:
-            continue
-        if packet.is_keyframe:
-            starts_with_key = starts_with_key or num_read == 0
-            num_keys += 1
-            if codec == "h264":
-                num_clean_keys += _has_idr_picture(packet, nal_length_size)
-        num_read += 1
-        if packet.is_discard:
-            num_hidden += 1
-        else:
-            display_ticks.append(packet.pts)
-
     if codec == "h264":
-        key_frames_are_clean = num_keys > 0 and num_clean_keys == num_keys
+        key_frames_are_clean = packets.num_keys > 0 and packets.num_idr_keys == packets.num_keys
     elif codec in _ONLY_KEY_FRAMES:
-        key_frames_are_clean = num_keys == num_read
+        key_frames_are_clean = packets.num_keys == num_read
 
     first_ticks = display_ticks[0] if display_ticks else None
     timed = bool(display_ticks) and None not in display_ticks and len(set(display_ticks)) == len(display_ticks)
     # Pictures shown before the first key frame cannot be decoded and are dropped.
-    nothing_leads = timed and starts_with_key and min(display_ticks) == first_ticks
+    nothing_leads = timed and packets.starts_with_key and min(display_ticks) == first_ticks
     indexed = bool(_INDEXED_CONTAINERS.intersection(names))
-    counts_are_exact = indexed and codec in _PACKET_IS_PICTURE and nothing_leads and num_hidden == 0
+    counts_are_exact = indexed and codec in _PACKET_IS_PICTURE and nothing_leads and len(display_ticks) == num_read
+    # A fragmented MP4 has no index; decord reads a whole one rightly but crashes the process on some damaged ones.
+    has_index = "mov" not in names or stream.frames == num_read
     times = sorted(float(ticks * stream.time_base) for ticks in display_ticks) if timed else []
     return VideoPandaStreamInfo(
         container=names,
@@ -132,8 +125,35 @@ def probe_stream(container) -> VideoPandaStreamInfo | None:
         num_read=num_read,
         packet_times=times,
         counts_are_exact=counts_are_exact,
-        random_access_is_exact=counts_are_exact and key_frames_are_clean,
+        random_access_is_exact=counts_are_exact and key_frames_are_clean and has_index,
     )
+
+
+@dataclass
+class _VideoPandaPackets:
+    """What the packets of a stream say: display times in ticks (hidden pictures left out) and how many are what."""
+
+    display_ticks: list[int | None] = field(default_factory=list)
+    num_read: int = 0
+    num_keys: int = 0
+    num_idr_keys: int = 0
+    starts_with_key: bool = False
+
+
+def _list_packets(container, stream, codec: str, nal_length_size: int | None) -> _VideoPandaPackets:
+    packets = _VideoPandaPackets()
+    for packet in container.demux(stream):
+        if not packet.size:
+            continue
+        if packet.is_keyframe:
+            packets.starts_with_key = packets.starts_with_key or packets.num_read == 0
+            packets.num_keys += 1
+            if codec == "h264":
+                packets.num_idr_keys += _has_idr_picture(packet, nal_length_size)
+        packets.num_read += 1
+        if not packet.is_discard:
+            packets.display_ticks.append(packet.pts)
+    return packets
 
 
 def _nal_length_size(extradata: bytes | None) -> int | None:

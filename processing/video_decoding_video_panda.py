@@ -63,7 +63,7 @@ class VideoPandaVideoMetadata(VideoMetadata):
 
 
 @dataclass
-class _Source:
+class _VideoPandaSource:
     """An opened-up source: `content` is a real path or bytes, `name` is for messages."""
 
     content: str | bytes
@@ -123,14 +123,14 @@ def decode_video(
     return frames, metadata
 
 
-def _open_source(source, allow_urls: bool) -> _Source:
+def _open_source(source, allow_urls: bool) -> _VideoPandaSource:
     name = describe_source(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        opened = _Source(bytes(source), name)
+        opened = _VideoPandaSource(bytes(source), name)
     elif is_url(source):
-        opened = _Source(download(source, allow_urls=allow_urls), name)
+        opened = _VideoPandaSource(download(source, allow_urls=allow_urls), name)
     elif isinstance(source, (str, os.PathLike)):
-        opened = _Source(regular_file(source), name)
+        opened = _VideoPandaSource(regular_file(source), name)
     else:
         raise ValueError(f"expected a path, bytes or URL of a video, got {type(source).__name__}")
     head = read_head(opened.content)
@@ -141,7 +141,7 @@ def _open_source(source, allow_urls: bool) -> _Source:
     return opened
 
 
-def _ask(choose_frames: Callable, metadata: VideoMetadata, opened: _Source) -> list[int]:
+def _ask(choose_frames: Callable, metadata: VideoMetadata, opened: _VideoPandaSource) -> list[int]:
     num_frames = metadata.total_num_frames
     indices = [int(index) for index in choose_frames(metadata)]
     outside = [index for index in indices if not 0 <= index < num_frames]
@@ -154,17 +154,22 @@ def _ask(choose_frames: Callable, metadata: VideoMetadata, opened: _Source) -> l
 # ---------------------------------------------------------------------------------------------------------- PyAV
 
 
-def _open_pyav(opened: _Source):
+def _open_pyav(opened: _VideoPandaSource):
     # "file" alone: nothing inside a file can make FFmpeg open an address.
     return av.open(opened.open(), options={"protocol_whitelist": "file"})
 
 
-def _probe(opened: _Source) -> VideoPandaStreamInfo:
+def _pyav_errors() -> tuple[type[Exception], ...]:
+    """What PyAV raises on a file it cannot read; IndexError where a damaged header announces streams as it goes."""
+    return av.FFmpegError, ValueError, IndexError
+
+
+def _probe(opened: _VideoPandaSource) -> VideoPandaStreamInfo:
     try:
         with _open_pyav(opened) as container:
             info = probe_stream(container)
             kinds = sorted({stream.type for stream in container.streams})
-    except (av.FFmpegError, UnicodeDecodeError) as error:
+    except _pyav_errors() as error:
         raise opened.error(f"is not a video that can be read: {_reason(error)}") from error
     if info is None:
         raise opened.error(f"has no video stream, only {', '.join(kinds) or 'nothing'}")
@@ -180,7 +185,7 @@ def _upright(frame) -> np.ndarray:
     return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
 
 
-def _iterate_frames(opened: _Source, num_threads: int | None = None):
+def _iterate_frames(opened: _VideoPandaSource, num_threads: int | None = None):
     """All frames of a file in the order they are shown, as PyAV frames."""
     num_frames = 0
     try:
@@ -191,16 +196,16 @@ def _iterate_frames(opened: _Source, num_threads: int | None = None):
             for frame in container.decode(stream):
                 yield frame
                 num_frames += 1
-    except av.FFmpegError as error:
+    except _pyav_errors() as error:
         raise opened.error(f"decoding breaks after frame {num_frames}: {_reason(error)}") from error
 
 
-def _count_frames(opened: _Source) -> list[float]:
+def _count_frames(opened: _VideoPandaSource) -> list[float]:
     """When each frame is shown, seconds; NaN where the file does not say."""
     return [math.nan if frame.time is None else frame.time for frame in _iterate_frames(opened)]
 
 
-def _describe(opened: _Source, info: VideoPandaStreamInfo, times: list[float]) -> VideoPandaVideoMetadata:
+def _describe(opened: _VideoPandaSource, info: VideoPandaStreamInfo, times: list[float]) -> VideoPandaVideoMetadata:
     starts = [time - times[0] for time in times]
     ascending = all(later > earlier for earlier, later in itertools.pairwise(starts))  # False for NaN, too
     fps = float(info.fps) if info.fps else None
@@ -228,7 +233,7 @@ def _describe(opened: _Source, info: VideoPandaStreamInfo, times: list[float]) -
     return metadata
 
 
-def _read_from_start(opened: _Source, indices: list[int], size_px: tuple[int, int]) -> torch.Tensor:
+def _read_from_start(opened: _VideoPandaSource, indices: list[int], size_px: tuple[int, int]) -> torch.Tensor:
     """Decode up to the last frame wanted and keep only those asked for."""
     frames = torch.empty((len(indices), *size_px, 3), dtype=torch.uint8)  # (T, H, W, 3)
     places: dict[int, list[int]] = {}
@@ -263,7 +268,7 @@ def _import_decord():
     return decord
 
 
-class _QuietDecord:
+class _VideoPandaQuietDecord:
     """Keeps decord's FFmpeg from writing to stderr meanwhile: what goes wrong is raised and told once, by us."""
 
     def __init__(self, decord):
@@ -284,25 +289,30 @@ def _as_tensor(pixels) -> torch.Tensor:
 
 
 def _read_random_access(
-    opened: _Source, indices: list[int], num_frames: int, size_px: tuple[int, int]
+    opened: _VideoPandaSource, indices: list[int], num_frames: int, size_px: tuple[int, int]
 ) -> torch.Tensor | None:
     """decord's random access, or None where it cannot read the file; PyAV then reads it or says what is wrong."""
     decord = _import_decord()
     if decord is None:
         return None
+    # In a function of its own, so that the reader and its threads are gone before FFmpeg may speak again.
+    with _VideoPandaQuietDecord(decord):
+        frames = _get_batch(decord, opened, indices, num_frames)
+    # Below 128 px of width decord now and then takes RGB for four channels.
+    return frames if frames is not None and frames.shape == (len(indices), *size_px, 3) else None
+
+
+def _get_batch(decord, opened: _VideoPandaSource, indices: list[int], num_frames: int) -> torch.Tensor | None:
     try:
-        with _QuietDecord(decord):
-            reader = decord.VideoReader(opened.open(), num_threads=_num_threads(), fault_tol=_DECORD_FAULT_TOLERANCE)
-            if len(reader) != num_frames:
-                return None
-            frames = _as_tensor(reader.get_batch(indices))
+        reader = decord.VideoReader(opened.open(), num_threads=_num_threads(), fault_tol=_DECORD_FAULT_TOLERANCE)
+        return _as_tensor(reader.get_batch(indices)) if len(reader) == num_frames else None
     except _decord_errors(decord):
         return None
-    # Below 128 px of width decord now and then takes RGB for four channels.
-    return frames if frames.shape == (len(indices), *size_px, 3) else None
 
 
-def _read_with_decord_alone(opened: _Source, choose_frames: Callable) -> tuple[torch.Tensor, VideoPandaVideoMetadata]:
+def _read_with_decord_alone(
+    opened: _VideoPandaSource, choose_frames: Callable
+) -> tuple[torch.Tensor, VideoPandaVideoMetadata]:
     """Without PyAV nothing is known about the stream, so decord reads it from the first frame to the last, twice."""
     decord = _import_decord()
     if decord is None:
@@ -311,7 +321,7 @@ def _read_with_decord_alone(opened: _Source, choose_frames: Callable) -> tuple[t
     if head[:1] == b"G" and head[188:189] == b"G":
         raise opened.error("is an MPEG transport stream, which decord alone reads wrongly; pip install av")
     try:
-        with _QuietDecord(decord):
+        with _VideoPandaQuietDecord(decord):
             first = last = None
             for last in _iterate_decord(decord, opened):
                 first = last if first is None else first
@@ -331,7 +341,7 @@ def _read_with_decord_alone(opened: _Source, choose_frames: Callable) -> tuple[t
     )
     indices = _ask(choose_frames, metadata, opened)
     pictures = {}
-    with _QuietDecord(decord):
+    with _VideoPandaQuietDecord(decord):
         for number, picture, _ in _iterate_decord(decord, opened):
             if number - 1 in indices:
                 pictures[number - 1] = picture
@@ -346,7 +356,7 @@ def _decord_errors(decord) -> tuple[type[Exception], ...]:
     return decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError, AssertionError, IndexError
 
 
-def _iterate_decord(decord, opened: _Source):
+def _iterate_decord(decord, opened: _VideoPandaSource):
     """(number of frames so far, picture (H, W, 3), average fps), frame by frame."""
     reader = decord.VideoReader(opened.open(), num_threads=_num_threads(), fault_tol=_DECORD_FAULT_TOLERANCE)
     fps = reader.get_avg_fps()

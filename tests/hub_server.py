@@ -389,7 +389,8 @@ def run_client(
     hub = {"HF_ENDPOINT": server.url, "HF_TOKEN": TOKEN, "HF_HOME": os.path.abspath(home), "NO_PROXY": "127.0.0.1"}
     dead_ends = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")  # calls to other hosts fail
     flags = dict.fromkeys(("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS"), "1")
-    env = {**inherited, **hub, **dead_ends, **flags, **env}
+    threads = {"OMP_NUM_THREADS": "1"}  # as in conftest.py: results agree to the last bit
+    env = {**inherited, **hub, **dead_ends, **flags, **threads, **env}
     blocks = "".join(f"import sys; sys.modules[{name!r}] = None\n" for name in blocked)
     command = [sys.executable, "-c", blocks + textwrap.dedent(code)]
     with tempfile.TemporaryDirectory() as folder:

@@ -12,7 +12,6 @@ from video_panda import (
     VideoPandaVideoProcessor,
 )
 
-
 SENTENCES = [
     "A chat between a curious human and an artificial intelligence assistant.",
     "The assistant gives helpful, detailed, and polite answers to the user's questions.",

@@ -27,6 +27,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
+from video_panda import VideoPandaProcessor
 from video_panda.hub import shards
 from video_panda.hub.convert import convert_checkpoint
 from video_panda.modeling_video_panda.modeling_video_panda import VideoPandaForConditionalGeneration
@@ -309,12 +310,25 @@ def test_a_sentencepiece_tokenizer(with_config, tmp_path):
     assert tokenizer.convert_tokens_to_ids("<video>") == VOCABULARY
 
 
-@pytest.mark.parametrize("num_tokens", [VOCABULARY - 1, VOCABULARY + 1])
-def test_a_tokenizer_of_another_size_is_refused(num_tokens, tmp_path):
+def test_a_tokenizer_with_too_many_tokens_is_refused(tmp_path):
     write_release(tmp_path / "release")
-    with pytest.raises(ValueError, match=rf"has {num_tokens} tokens, but the checkpoint's vocabulary has {VOCABULARY}"):
-        convert_checkpoint(tmp_path / "release", tmp_path / "out", tokenizer=word_tokenizer(num_tokens), progress=False)
+    tokenizer = word_tokenizer(VOCABULARY + 1)
+    with pytest.raises(
+        ValueError, match=rf"has {VOCABULARY + 1} tokens, but the checkpoint's vocabulary has {VOCABULARY}"
+    ):
+        convert_checkpoint(tmp_path / "release", tmp_path / "out", tokenizer=tokenizer, progress=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["release"]
+
+
+def test_a_smaller_tokenizer_is_filled_up(tmp_path, caplog):
+    """The placeholders must get the ids after the checkpoint's own vocabulary, whatever the tokenizer leaves unused."""
+    write_release(tmp_path / "release")
+    tokenizer = word_tokenizer(VOCABULARY - 7)
+    out = convert_checkpoint(tmp_path / "release", tmp_path / "out", tokenizer=tokenizer, progress=False)
+    assert f"has {VOCABULARY - 7} tokens, but the checkpoint's vocabulary has {VOCABULARY}" in caplog.text
+    processor = VideoPandaProcessor.from_pretrained(out)
+    assert processor.video_token_id == VOCABULARY
+    assert len(tokenizer) == VOCABULARY - 7, "the caller's tokenizer was changed"
 
 
 # --- EVE ----------------------------------------------------------------------------------------------------------------

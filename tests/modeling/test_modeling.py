@@ -3,9 +3,17 @@
 import pytest
 import torch
 from tiny import IMAGE_SIZE, tiny_config, tiny_model
-from transformers import GenerationMixin, LlamaForCausalLM
+from transformers import (
+    CLIPTextConfig,
+    GenerationMixin,
+    GPT2Config,
+    LlamaForCausalLM,
+    MambaConfig,
+    OPTConfig,
+    PhiConfig,
+)
 
-from video_panda import VideoPandaForConditionalGeneration
+from video_panda import VideoPandaConfig, VideoPandaForConditionalGeneration
 
 
 def visual_ids(config, frames: int, height: int, width: int, patch: str = "video") -> list[int]:
@@ -431,6 +439,24 @@ def tiny_model_with(implementation: str):
     model = tiny_model()
     model.set_attn_implementation(implementation)
     return model
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (GPT2Config(vocab_size=60, n_embd=32, n_layer=1, n_head=2), "rotary_table_dtype is 'float16', but .*gpt2"),
+        (PhiConfig(vocab_size=60, hidden_size=32, num_hidden_layers=1, num_attention_heads=2), "output layer has a bias"),
+        (MambaConfig(vocab_size=60, hidden_size=32, num_hidden_layers=1), "recurrent state"),
+        (OPTConfig(vocab_size=60, hidden_size=32, word_embed_proj_dim=16, num_hidden_layers=1, ffn_dim=32, num_attention_heads=2),
+         "embeddings of width 16, expected its hidden_size, 32"),
+        (CLIPTextConfig(vocab_size=60, hidden_size=32), "not the configuration of a causal language model"),
+    ],
+)  # fmt: skip
+def test_a_language_model_that_would_run_wrongly_is_refused(text, message):
+    config = VideoPandaConfig.from_text_config(text, vision_config={"image_size": 84, "hidden_size": 32})
+    config.rotary_table_dtype = "float16"
+    with pytest.raises(ValueError, match=message):
+        VideoPandaForConditionalGeneration(config)
 
 
 def test_compiled_stab_has_no_graph_breaks(model, one_video):

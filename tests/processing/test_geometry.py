@@ -77,16 +77,24 @@ def test_choices_at_a_rate(num_source_frames, source_fps, fps, num_frames):
     assert chosen[0] == 0
     assert chosen[-1] < num_source_frames
     if num_frames is None:
-        expected = min(num_source_frames, math.ceil(num_source_frames * Fraction(fps) / Fraction(source_fps)))
+        ratio = meant(fps) / meant(source_fps)
+        expected = min(num_source_frames, math.ceil(num_source_frames * ratio))
         assert len(chosen) == expected
     else:
         assert len(chosen) <= num_frames
+
+
+def meant(rate):
+    """The fraction a float stands for."""
+    return Fraction(rate).limit_denominator(1_000_000)
 
 
 def test_a_rate_gives_the_frames_at_its_ticks():
     assert choose_frames_at_rate(100, 25, 5) == list(range(0, 100, 5))
     assert choose_frames_at_rate(10, 30, 12) == [0, 2, 5, 7]
     assert choose_frames_at_rate(5, 25, 50) == [0, 1, 2, 3, 4]
+    assert choose_frames_at_rate(30, 2, 0.2) == [0, 10, 20]
+    assert choose_frames_at_rate(10**6, 24000 / 1001, 1e-9) == [0]
     assert choose_frames_at_rate(100, 25, 5, 3) == [0, 45, 95]
 
 

@@ -33,7 +33,7 @@ KINDS = {
     "h264.mkv": ("decord", {"options": {"x264-params": REORDERED}}),
     "h264_uneven.mp4": ("decord", {"options": {"x264-params": REORDERED}, "ticks": UNEVEN}),
     "h264_late_start.mp4": ("decord", {"options": {"x264-params": REORDERED}, "ticks": range(50, 50 + NUM_FRAMES)}),
-    "h264_fragments.mp4": ("decord", {"container_options": {"movflags": "frag_keyframe+empty_moov"}}),
+    "h264_fragments.mp4": ("pyav", {"container_options": {"movflags": "frag_keyframe+empty_moov"}}),
     "h264_interlaced.mp4": ("decord", {"options": {"x264-params": REORDERED + ":interlaced=1"}}),
     "h264_sound.mp4": ("decord", {"options": {"g": "12"}, "with_audio": True}),
     "vp8.webm": ("decord", {"codec": "libvpx", "options": {"g": "12", "b": "400000", "cpu-used": "8"}}),
@@ -347,7 +347,7 @@ def web():
         def do_GET(self):
             if self.path.endswith("/to-a-file"):
                 self.send_response(302)
-                self.send_header("Location", "file:///etc/hostname")
+                self.send_header("Location", "file:///dev/null")
                 self.end_headers()
                 return
             found = not self.path.endswith("/missing")
