@@ -272,7 +272,7 @@ class VideoPandaConfig(PreTrainedConfig):
 
     model_type = "video_panda"
     sub_configs_defaults = {  # noqa: RUF012 - the way transformers declares sub-configurations
-        "vision_config": VideoPandaVisionConfig,
+        "vision_config": SubConfigSpec(config_class=VideoPandaVisionConfig),
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama", init_kwargs=_VICUNA_7B),
     }
     keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 - likewise

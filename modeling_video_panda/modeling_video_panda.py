@@ -13,7 +13,6 @@ from transformers import AutoModel, GenerationMixin
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
-from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import torch_compilable_check
 from transformers.utils.generic import can_return_tuple
@@ -409,7 +408,8 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep  # 0: all of them
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
         logits[..., self.config.num_text_tokens :] = torch.finfo(logits.dtype).min
         loss = None
         if labels is not None:

@@ -12,6 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 from transformers.utils.chat_template_utils import jinja2  # None without it; chats need it, loading does not
+from transformers.utils.versions import require_version
 from transformers.video_processing_utils import VideoProcessorMixin
 
 from .chat_video_panda import (
@@ -26,6 +27,9 @@ from .geometry_video_panda import frame_token_sequence
 from .image_processing_video_panda import VideoPandaImageProcessor, VideoPandaImagesKwargs
 from .video_inputs_video_panda import flatten_videos
 from .video_processing_video_panda import VideoPandaVideoProcessor, VideoPandaVideosKwargs
+
+# Before 5.23 the processors of transformers cannot tell a control token of the template from one that a user typed.
+require_version("transformers>=5.23", "This checkpoint's processor needs it: pip install 'transformers>=5.23'")
 
 PLACEHOLDER_TOKENS = ("<video>", "<row>", "<frame>", "<image>")
 
