@@ -32,33 +32,41 @@ def check_weight_files(folder: Path) -> None:
             raise OSError(f"{path} holds {size} bytes, but its header announces {expected}: the file was cut off")
 
 
-def remove_older_weights(folder: Path) -> None:
-    """Of a single file of weights and an index of shards in one folder keep the newer.
+def remove_stale_weights(folder: Path) -> None:
+    """Of a single file of weights and an index of several, keep what the last save wrote.
 
-    transformers removes older shards only, and when loading prefers the single file: one of an earlier save would hide the
-    shards just written.
+    transformers would load the single file, whichever is newer. It deletes the shards of an earlier save itself, before it
+    writes: an index whose shards are all there is the current one.
     """
-    both = [folder / "model.safetensors", folder / "model.safetensors.index.json"]
-    if all(path.exists() for path in both):
-        min(both, key=lambda path: path.stat().st_mtime_ns).unlink(missing_ok=True)
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.exists() and index.exists():
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        is_current = all((folder / shard).exists() for shard in shards)
+        (single if is_current else index).unlink()
 
 
 def check_everything_loaded(model: PreTrainedModel, source, info: dict, with_mismatches: bool) -> None:
-    """Raise a ValueError that names the weights which the checkpoint lacks, or holds in another shape."""
-    missing = sorted(info["missing_keys"])
-    if missing:
-        named = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-        raise ValueError(
-            f"{source} lacks {len(missing)} weights of a {type(model).__name__} of this configuration: {named}. It is a "
-            "checkpoint of another model, or of another ablation than its config.json says"
-        )
+    """Raise a ValueError that names the weights which the checkpoint lacks, has too many, or holds in another shape."""
+    config, kind = model.config, type(model).__name__
+    # The model without a head takes a full checkpoint.
+    unexpected = [name for name in info["unexpected_keys"] if name != "lm_head.weight"]
+    for verb, names in (("lacks", info["missing_keys"]), ("holds, beyond its configuration,", unexpected)):
+        names = sorted(names)
+        if names == ["lm_head.weight"]:
+            raise ValueError(f"{source} has no lm_head.weight: it was saved from VideoPandaModel, without the head")
+        if names:
+            named = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            raise ValueError(
+                f"{source} {verb} {len(names)} weights of a {kind}: {named}. It is a checkpoint of another model, or of "
+                "another ablation or size than its config.json says"
+            )
     if with_mismatches and info["mismatched_keys"]:
         name, got, expected = sorted(info["mismatched_keys"])[0]
         raise ValueError(
             f"{source}: {len(info['mismatched_keys'])} weights have another shape than the configuration says. {name}: "
-            f"got {tuple(got)}, expected {tuple(expected)} (text_config.vocab_size is "
-            f"{model.config.text_config.vocab_size}, text_config.hidden_size {model.config.text_config.hidden_size}, "
-            f"vision_config.hidden_size {model.config.vision_config.hidden_size})"
+            f"got {tuple(got)}, expected {tuple(expected)} (text_config.vocab_size is {config.text_config.vocab_size}, "
+            f"text_config.hidden_size {config.text_config.hidden_size}, vision_config.hidden_size "
+            f"{config.vision_config.hidden_size})"
         )
 
 
@@ -79,11 +87,11 @@ class VideoPandaCheckpoint(PreTrainedModel):
         Args:
             pretrained_model_name_or_path: a folder or a repo id.
             ignore_mismatched_sizes: draw weights of another shape than the configuration's at random.
-            output_loading_info: also return the report of what was missing; nothing is then refused for that.
+            output_loading_info: also return the report of what was missing or left over; nothing is then refused for that.
             args, kwargs: as in transformers.
 
         Raises:
-            ValueError: if weights are missing or have another shape; they are named.
+            ValueError: if weights are missing, left over or of another shape; they are named.
             OSError: if a file is missing or was cut off; it is named.
         """
         source = pretrained_model_name_or_path
@@ -94,7 +102,7 @@ class VideoPandaCheckpoint(PreTrainedModel):
         )
         # A quantizer renames weights; what it reports as missing says nothing.
         if not hasattr(model, "hf_quantizer"):
-            allowed = {**info, "missing_keys": ()} if output_loading_info else info
+            allowed = {**info, "missing_keys": (), "unexpected_keys": ()} if output_loading_info else info
             check_everything_loaded(model, source, allowed, with_mismatches=not ignore_mismatched_sizes)
         return (model, info) if output_loading_info else model
 
@@ -107,4 +115,5 @@ class VideoPandaCheckpoint(PreTrainedModel):
         if os.path.isfile(save_directory):
             raise NotADirectoryError(f"Cannot save to {save_directory}: it is a file, expected a folder")
         super().save_pretrained(save_directory, *args, **kwargs)
-        remove_older_weights(Path(save_directory))
+        if kwargs.get("is_main_process", True):
+            remove_stale_weights(Path(save_directory))

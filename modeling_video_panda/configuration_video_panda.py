@@ -4,6 +4,7 @@ Defaults are the published 7B model (arXiv 2412.18609 and the authors' release `
 """
 
 import os
+from collections.abc import Iterable
 from dataclasses import fields
 from math import inf
 
@@ -59,11 +60,18 @@ _TRANSFORMERS_KEYS = frozenset(
         "tie_last_hidden_states",
         "base_model_tp_plan",
         "base_model_pp_plan",
+        # What tutorials set on a model's top-level configuration, though the language model's own is what counts.
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "pretraining_tp",
+        "task_specific_params",
+        "tokenizer_class",
     )
 )
 
 
-def _refuse_unknown(config: PreTrainedConfig, extra: dict) -> None:
+def _refuse_unknown(config: PreTrainedConfig, extra: Iterable[str]) -> None:
     """A misspelt ablation must not be silently ignored: transformers would store any keyword as an attribute."""
     declared = {field.name for field in fields(config)}
     unknown = sorted(key for key in extra if key not in _TRANSFORMERS_KEYS and not key.startswith("_"))
@@ -397,7 +405,10 @@ class VideoPandaConfig(PreTrainedConfig):
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
         if os.path.isfile(save_directory):
             raise NotADirectoryError(f"Cannot save to {save_directory}: it is a file, expected a folder")
-        self.check()  # before anything is written: fields can be assigned after the configuration was made
+        # Before anything is written: fields can be assigned after the configuration was made, and what cannot be loaded
+        # again must not be saved.
+        _refuse_unknown(self, set(vars(self)) - {field.name for field in fields(self)})
+        self.check()
         # Complete, whatever subset of the Auto classes the object at hand came through.
         self.auto_map = dict(AUTO_MAP)
         return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)

@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 from torch import nn
-from transformers import AutoModel, GenerationMixin
+from transformers import AutoModel
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
@@ -19,6 +19,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .checkpoint_video_panda import VideoPandaCheckpoint
 from .configuration_video_panda import VideoPandaConfig
+from .generation_video_panda import VideoPandaGenerationMixin
 from .stab_video_panda import VideoPandaSTAB
 
 # What `lm_head`, one linear layer, and a cache of keys and values would silently do otherwise than the original.
@@ -109,7 +110,6 @@ class VideoPandaPreTrainedModel(VideoPandaCheckpoint):
     # A device map cuts between whole blocks of STAB: a query and its residual stay together.
     _no_split_modules = ["VideoPandaSTAB", "VideoPandaProjector"]  # noqa: RUF012 - as transformers declares it
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
-    _keep_in_fp32_modules_strict = ["running_mean", "running_var"]  # noqa: RUF012
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -167,6 +167,10 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
             )
         if grid_thw is None:
             raise ValueError(f"{name} was given without {kind}_grid_thw (its frames, rows and columns of tokens)")
+        if torch.as_tensor(grid_thw).is_floating_point():
+            raise ValueError(f"{kind}_grid_thw must hold integers, got {torch.as_tensor(grid_thw).dtype}")
+        if len(pixels) == 0:
+            raise ValueError(f"{name} is empty, expected at least one {kind}")
         grids = torch.as_tensor(grid_thw).tolist()
         if len(grids) != len(pixels) or any(not isinstance(grid, list) or len(grid) != 3 for grid in grids):
             raise ValueError(
@@ -189,21 +193,22 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
         return grids
 
     def _encode(self, pixels_VTCSS: torch.Tensor, grids: list[list[int]]) -> list[torch.Tensor]:
-        """STAB's tokens of each video, (tokens, D): chunks of equal length and grid go through together."""
+        """STAB's tokens of each video, (tokens, D): all chunks of one length go through together."""
         num_chunk_frames = self.config.vision_config.num_chunk_frames
-        groups: dict[tuple, list[tuple[int, int]]] = {}
-        for video, (num_frames, height, width) in enumerate(grids):
+        groups: dict[tuple[int, bool], list[tuple[int, int]]] = {}
+        for video, (num_frames, _, _) in enumerate(grids):
             for start in range(0, num_frames, num_chunk_frames):
                 length = min(num_chunk_frames, num_frames - start)
-                groups.setdefault((length, height, width, num_frames == 1), []).append((video, start))
+                groups.setdefault((length, num_frames == 1), []).append((video, start))
         pixels_VTCSS = pixels_VTCSS.to(self.stab.patch_embedding.weight.dtype)
         device = pixels_VTCSS.device
         encoded: dict[tuple[int, int], torch.Tensor] = {}
-        for (length, height, width, still), chunks in groups.items():
+        for (length, still), chunks in groups.items():
             video_index, start_index = torch.tensor(chunks, device=device).unbind(1)
             frame_index = start_index[:, None] + torch.arange(length, device=device)
-            tokens_MKnD = self.stab(pixels_VTCSS[video_index[:, None], frame_index], (height, width), still=still)
-            encoded.update(zip(chunks, tokens_MKnD.flatten(1, 2)))
+            grid_of_chunk = [tuple(grids[video][1:]) for video, _ in chunks]
+            tokens = self.stab(pixels_VTCSS[video_index[:, None], frame_index], grid_of_chunk, still=still)
+            encoded.update((chunk, tokens_KnD.flatten(0, 1)) for chunk, tokens_KnD in zip(chunks, tokens))
         starts = (range(0, num_frames, num_chunk_frames) for num_frames, _, _ in grids)
         return [torch.cat([encoded[video, start] for start in chunks]) for video, chunks in enumerate(starts)]
 
@@ -270,10 +275,24 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
         image_mask, video_mask = self.get_placeholder_mask(
             input_ids, inputs_embeds, features.get("image"), features.get("video")
         )
+        if input_ids is None:
+            input_ids = self.find_placeholders(inputs_embeds)
         for mask, kind in ((image_mask, "image"), (video_mask, "video")):
             if kind in features:
+                self._check_layout(kind, input_ids, mask.squeeze(-1), [len(own) for own in encoded[kind].pooler_output])
                 inputs_embeds = inputs_embeds.masked_scatter(mask, features[kind])
         return inputs_embeds, features
+
+    def _check_layout(self, kind: str, input_ids, mask_BL: torch.BoolTensor, lengths: list[int]) -> None:
+        """Each visual's features must begin at a `<frame>`: equal totals alone would hide visuals in another order."""
+        starts = torch.tensor([0, *lengths[:-1]], device=mask_BL.device).cumsum(0)
+        rank_BL = (mask_BL.flatten().cumsum(0) - 1).view_as(mask_BL)
+        is_start_BL = mask_BL & torch.isin(rank_BL, starts)
+        torch_compilable_check(
+            (~is_start_BL | (input_ids == self.config.frame_token_id)).all(),
+            f"The {kind} placeholders of the prompts are laid out for other {kind}s than those given: their number agrees, "
+            f"their frames or grids, or their order, do not",
+        )
 
     @can_return_tuple
     def forward(
@@ -328,7 +347,7 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
             position_ids=position_ids,
             past_key_values=past_key_values,
             use_cache=use_cache,
-            **kwargs,
+            **{**kwargs, "return_dict": True},
         )
         return VideoPandaModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
@@ -340,7 +359,7 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
         )
 
 
-class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMixin):
+class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, VideoPandaGenerationMixin):
     """Video-Panda with its language modelling head: loss, `generate`."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
@@ -387,7 +406,7 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
         """As `VideoPandaModel.forward`, and on to logits.
 
         Args:
-            labels: (B, L) ids to predict, -100 where there is no loss (visual tokens, questions, padding).
+            labels: (B, L) ids to predict, -100 where there is no loss (questions, padding). Placeholders have none either.
             logits_to_keep: how many positions at the end (0: all), or which positions, to compute logits for.
 
         Returns:
@@ -406,13 +425,14 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
             video_grid_thw=video_grid_thw,
             use_cache=use_cache,
             mm_encoder_outputs=mm_encoder_outputs,
-            **kwargs,
+            **{**kwargs, "return_dict": True},
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep  # 0: all of them
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         logits[..., self.config.num_text_tokens :] = torch.finfo(logits.dtype).min
         loss = None
         if labels is not None:
+            labels = labels.masked_fill(labels >= self.config.num_text_tokens, -100)
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
         return VideoPandaCausalLMOutputWithPast(
             loss=loss,
@@ -424,24 +444,19 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
             video_hidden_states=outputs.video_hidden_states,
         )
 
-    def _expand_multimodal_outputs(self, input_ids, mm_encoder_output, expand_size=1, inputs_embeds=None):
-        # A hook of transformers' `generate`, for beams and several answers a prompt: the visuals of one prompt are
-        # repeated as a block. Overridden because transformers counts a visual's tokens by one placeholder id, and
-        # ours have <frame> and <row> among them.
-        if input_ids is None or input_ids.numel() == 0:
-            input_ids = self.model.find_placeholders(inputs_embeds)
-        for kind, mask in zip(("image", "video"), self.model.locate_visual_tokens(input_ids)):
-            output = mm_encoder_output.get(kind)
-            if output is None:
-                continue
-            remaining, repeated = list(output.pooler_output), []
-            for num_placeholders in mask.sum(1).tolist():
-                own = []
-                while remaining and sum(map(len, own)) < num_placeholders:
-                    own.append(remaining.pop(0))
-                repeated += own * expand_size
-            output.pooler_output = tuple(repeated)
-        return mm_encoder_output
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs):
+        """As in transformers; the placeholders must keep their rows.
+
+        Rows beyond the placeholders are padding: their logits stay masked, so that a token added here is never generated.
+        Add tokens to the language model's own vocabulary instead, before Video-Panda is put on top of it.
+
+        Raises:
+            ValueError: if a placeholder would lose its row.
+        """
+        fewest = max(self.config.placeholder_token_ids) + 1
+        if new_num_tokens is not None and new_num_tokens < fewest:
+            raise ValueError(f"resize_token_embeddings({new_num_tokens}): the placeholders need at least {fewest} rows")
+        return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
 
 
 VideoPandaForConditionalGeneration.register_for_auto_class("AutoModel")

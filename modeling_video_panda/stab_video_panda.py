@@ -11,19 +11,25 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_video_panda import VideoPandaVisionConfig
 
 
-class VideoPandaPatchEmbedding(nn.Conv2d):
-    """The patch convolution as one product over flattened patches. Release: `patch_embedding`.
+class VideoPandaPatchEmbedding(nn.Module):
+    """The patch convolution, without bias, as one product over flattened patches. Release: `patch_embedding`.
 
     A module of its own, like every layer here: offloading (`device_map`) brings a module's weights when it is called.
     """
 
+    def __init__(self, num_channels: int, width: int, patch_size: int):
+        super().__init__()
+        self.patch_size = patch_size
+        self.weight = nn.Parameter(torch.empty(width, num_channels, patch_size, patch_size))
+
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(M, K, C, S, S) -> (M, K, P, P, D)."""
-        patch, side = self.kernel_size[0], pixel_values.shape[-1] // self.kernel_size[0]
+        patch, side = self.patch_size, pixel_values.shape[-1] // self.patch_size
         chunks, frames, channels = pixel_values.shape[:3]
         tiles = pixel_values.reshape(chunks, frames, channels, side, patch, side, patch).permute(0, 1, 3, 5, 2, 4, 6)
         return F.linear(tiles.flatten(4), self.weight.flatten(1))
@@ -74,8 +80,13 @@ class VideoPandaZeroLinear(nn.Linear):
     """
 
 
-class VideoPandaTemporalConvolution(nn.Conv1d):
+class VideoPandaTemporalConvolution(nn.Module):
     """LSTE's depthwise convolution over time only, zero padded: three shifted products, with no change of layout."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width, 1, 3))
+        self.bias = nn.Parameter(torch.empty(width))
 
     def forward(self, states_MKNR: torch.Tensor) -> torch.Tensor:
         """(M, K, N, R) -> (M, K, N, R)."""
@@ -94,7 +105,7 @@ class VideoPandaLSTE(nn.Module):
         width, inner = config.hidden_size, int(config.hidden_size / config.lste_reduction)
         self.norm = VideoPandaStatisticsNorm(width, eps=config.batch_norm_eps)
         self.reduce = nn.Linear(width, inner)
-        self.temporal = VideoPandaTemporalConvolution(inner, inner, kernel_size=3, padding=1, groups=inner)
+        self.temporal = VideoPandaTemporalConvolution(inner)
         self.expand = VideoPandaZeroLinear(inner, width)
         self.position_encoding = nn.Conv3d(width, width, kernel_size=3, padding=1, groups=width)
 
@@ -107,7 +118,7 @@ class VideoPandaLSTE(nn.Module):
         return encoded_MKPPD + position_MKPPD
 
 
-class VideoPandaGSTRA(nn.Module):
+class VideoPandaGSTRA(GradientCheckpointingLayer):
     """GSTRA, Global Spatio-Temporal Relationship Aggregator: one learned query over a whole chunk.
 
     u = g + MHA(LN(g), LN(Z)); V = u + MLP(LN(u)). Release: `temporal_cls_token` and `dec`.
@@ -146,7 +157,7 @@ def _attend(query_MQD, key_MND, value_MND, num_heads: int, scale: float | None =
     return F.scaled_dot_product_attention(*split, scale=scale).transpose(1, 2).flatten(2)
 
 
-class VideoPandaPooling(nn.Module):
+class VideoPandaPooling(GradientCheckpointingLayer):
     """Residual cross-attention of LSD and FSRA: q + W_o softmax(q k) v + b_o. Release: `{local,global}_attention`."""
 
     def __init__(self, config: VideoPandaVisionConfig):
@@ -257,13 +268,13 @@ class VideoPandaSTAB(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    supports_gradient_checkpointing = True
     _can_compile_fullgraph = True
-    _keep_in_fp32_modules_strict = ["running_mean", "running_var"]  # noqa: RUF012 - as transformers declares it
 
     def __init__(self, config: VideoPandaVisionConfig):
         super().__init__(config)
-        width, patch = config.hidden_size, config.patch_size
-        self.patch_embedding = VideoPandaPatchEmbedding(config.num_channels, width, patch, stride=patch, bias=False)
+        width = config.hidden_size
+        self.patch_embedding = VideoPandaPatchEmbedding(config.num_channels, width, config.patch_size)
         self.lste = VideoPandaLSTE(config) if config.use_lste else None
         self.gstra = VideoPandaGSTRA(config) if config.use_gstra else None
         self.lsd = VideoPandaPooling(config) if config.downsampling == "lsd" else None
@@ -280,6 +291,11 @@ class VideoPandaSTAB(PreTrainedModel):
         std = self.config.initializer_range
         if isinstance(module, VideoPandaZeroLinear):
             init.zeros_(module.weight)
+        elif isinstance(module, VideoPandaPatchEmbedding):
+            init.normal_(module.weight, std=std)
+        elif isinstance(module, VideoPandaTemporalConvolution):
+            init.normal_(module.weight, std=std)
+            init.zeros_(module.bias)
         elif isinstance(module, VideoPandaGSTRA):
             init.zeros_(module.query)
         elif isinstance(module, VideoPandaFSRA):
@@ -291,29 +307,57 @@ class VideoPandaSTAB(PreTrainedModel):
         elif isinstance(module, VideoPandaSTAB) and module.row_embedding is not None:
             init.normal_(module.row_embedding, std=std)
 
-    def forward(self, pixel_values: torch.Tensor, grid: tuple[int, int], still: bool = False) -> torch.Tensor:
-        """Encode chunks of frames that share one grid.
+    def forward(self, pixel_values: torch.Tensor, grid, still: bool = False) -> torch.Tensor | list[torch.Tensor]:
+        """Encode chunks of frames.
 
         Args:
             pixel_values: (M, K, C, S, S) normalised canvases, M chunks of K <= num_chunk_frames frames each.
-            grid: (h, w) tokens of a frame.
+            grid: (h, w) tokens of a frame; or a list with one (h, w) a chunk. LSTE and GSTRA see whole canvases and take
+                all chunks together, whatever their grids: in training they share one batch of statistics.
             still: K = 1 canvases of still images: LSTE, GSTRA and the fusion are skipped.
 
         Returns:
-            (M, K, h*(w+1)+1, D): for each frame its context, then row by row the tokens and `<row>`.
+            (M, K, h*(w+1)+1, D), or a list with one (K, h*(w+1)+1, D) a chunk: for each frame its context, then row by
+            row the tokens and `<row>`.
         """
+        dense_MKPPD, chunk_context_MD = self._encode_canvases(pixel_values, still)
+        if not isinstance(grid, list):
+            return self._encode_frames(dense_MKPPD, chunk_context_MD, grid)
+        chunks_of_grid: dict[tuple[int, int], list[int]] = {}
+        for chunk, own_grid in enumerate(grid):
+            chunks_of_grid.setdefault(own_grid, []).append(chunk)
+        if len(chunks_of_grid) == 1:
+            return list(self._encode_frames(dense_MKPPD, chunk_context_MD, grid[0]))
+        encoded: list[torch.Tensor] = [None] * len(grid)
+        for own_grid, chunks in chunks_of_grid.items():
+            context_MD = None if chunk_context_MD is None else chunk_context_MD[chunks]
+            for chunk, tokens_KnD in zip(chunks, self._encode_frames(dense_MKPPD[chunks], context_MD, own_grid)):
+                encoded[chunk] = tokens_KnD
+        return encoded
+
+    def _encode_canvases(self, pixel_values: torch.Tensor, still: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What concerns whole canvases: F (M, K, P, P, D), and V (M, D) where there is one."""
         patches_MKPPD = self.patch_embedding(pixel_values)
-        before = self.config.downsampling_position == "before_lste"
-        if before:
+        if self.config.downsampling_position == "before_lste":
             side = self.config.num_tokens_per_side
             patches_MKPPD = self._downsample(patches_MKPPD, (side, side))
-        local_MKPPD = patches_MKPPD if still or self.lste is None else self.lste(patches_MKPPD)
-        dense_MKPPD = patches_MKPPD if local_MKPPD is patches_MKPPD else local_MKPPD + patches_MKPPD
-        if before:
+        if still:
+            return patches_MKPPD, None
+        local_MKPPD = patches_MKPPD if self.lste is None else self.lste(patches_MKPPD)
+        chunk_context_MD = None if self.gstra is None else self.gstra(local_MKPPD.flatten(1, 3))
+        return patches_MKPPD if self.lste is None else local_MKPPD + patches_MKPPD, chunk_context_MD
+
+    def _encode_frames(self, dense_MKPPD, chunk_context_MD, grid: tuple[int, int]) -> torch.Tensor:
+        """What concerns the cells of a frame's own grid: (M, K, n, D)."""
+        if self.config.downsampling_position == "before_lste":
             tokens_MKhwD = crop_to_grid(dense_MKPPD, grid, 1)
         else:
             tokens_MKhwD = self._downsample(crop_to_grid(dense_MKPPD, grid, self.config.effective_window), grid)
-        return self._sequence(tokens_MKhwD, self._context(tokens_MKhwD, local_MKPPD, still))
+        context_MKD = self.fsra(tokens_MKhwD.flatten(2, 3)) if self.fsra is not None else None
+        if chunk_context_MD is not None:
+            chunk_context_MKD = chunk_context_MD.unsqueeze(1).expand(-1, tokens_MKhwD.shape[1], -1)
+            context_MKD = self.fusion(chunk_context_MKD, context_MKD)
+        return self._sequence(tokens_MKhwD, context_MKD)
 
     def _downsample(self, patches_MKPPD: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """(M, K, h*window, w*window, D) -> (M, K, h, w, D), by whatever `downsampling` says."""
@@ -329,15 +373,6 @@ class VideoPandaSTAB(PreTrainedModel):
         if self.lsd is not None:
             tokens_X1D = self.lsd(tokens_X1D, windows_XND)
         return tokens_X1D.view(chunks, frames, height, width, -1)
-
-    def _context(self, tokens_MKhwD: torch.Tensor, local_MKPPD: torch.Tensor, still: bool) -> torch.Tensor:
-        """One context (M, K, D) a frame: S for a still image and without GSTRA, else the fusion of V and S."""
-        frame_context_MKD = self.fsra(tokens_MKhwD.flatten(2, 3)) if self.fsra is not None else None
-        if still or self.gstra is None:
-            return frame_context_MKD
-        chunk_context_MD = self.gstra(local_MKPPD.flatten(1, 3))
-        chunk_context_MKD = chunk_context_MD.unsqueeze(1).expand(-1, tokens_MKhwD.shape[1], -1)
-        return self.fusion(chunk_context_MKD, frame_context_MKD)
 
     def _sequence(self, tokens_MKhwD: torch.Tensor, context_MKD: torch.Tensor) -> torch.Tensor:
         """Context, then row by row the tokens and `<row>`: (M, K, n, D)."""

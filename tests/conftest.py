@@ -38,8 +38,3 @@ def video_folder() -> Path:
     if not (SHARED / "videos").is_dir():
         pytest.skip("the folder shared/videos is not beside this repository")
     return SHARED / "videos"
-
-
-def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
-    """||got - expected|| / ||expected||, in double precision."""
-    return float((got.double() - expected.double()).norm() / expected.double().norm())

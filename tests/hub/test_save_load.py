@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from transformers import (
     AutoProcessor,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedModel,
 )
 from transformers.utils import is_torchvision_available
 
@@ -480,9 +482,56 @@ def test_weights_of_another_ablation(edited):
     assert all("perceiver_resampler" in name for name in report["missing_keys"])
 
 
+def test_weights_that_the_configuration_leaves_out(edited):
+    # transformers would only log them, and the model would answer otherwise.
+    for part, values, name in (
+        ("vision_config", {"use_lste": False, "use_gstra": False}, "model.stab.fusion.balance"),
+        ("text_config", {"num_hidden_layers": 1}, "model.language_model.layers.1"),
+    ):
+        folder = edited(part, **values)
+        with pytest.raises(ValueError, match=rf"edited holds, beyond its configuration, \d+ weights.*{name}"):
+            VideoPandaForConditionalGeneration.from_pretrained(folder)
+        VideoPandaForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+        shutil.rmtree(folder)
+
+
+def test_what_cannot_be_loaded_again_is_not_saved(checkpoint, tmp_path):
+    model = VideoPandaForConditionalGeneration.from_pretrained(checkpoint)
+    model.config.pad_token_id = 0  # as tutorials do
+    model.save_pretrained(tmp_path / "fine")
+    VideoPandaForConditionalGeneration.from_pretrained(tmp_path / "fine")
+    model.config.use_fsrra = False
+    with pytest.raises(ValueError, match="unknown field use_fsrra"):
+        model.save_pretrained(tmp_path / "refused")
+    assert not list((tmp_path / "refused").glob("*.json")) + list((tmp_path / "refused").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("first_is_sharded", [True, False])
+def test_of_two_saves_with_equal_time_stamps_the_last_stays(
+    checkpoint, weights, tmp_path, first_is_sharded, monkeypatch
+):
+    """File systems of coarse time stamps: only what is in the files may decide."""
+    model = VideoPandaForConditionalGeneration.from_pretrained(checkpoint)
+    sharded = {"max_shard_size": "100KB"}
+    model.save_pretrained(tmp_path, **(sharded if first_is_sharded else {}))
+    with torch.no_grad():
+        model.lm_head.weight.add_(1.0)
+    save_model, tie = PreTrainedModel.save_pretrained, lambda path: os.utime(path, (0, 0))
+
+    def save_with_equal_times(self, folder, **options):
+        save_model(self, folder, **options)
+        for path in Path(folder).iterdir():
+            tie(path)
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", save_with_equal_times)
+    model.save_pretrained(tmp_path, **({} if first_is_sharded else sharded))
+    back = VideoPandaForConditionalGeneration.from_pretrained(tmp_path).state_dict()
+    assert torch.equal(back["lm_head.weight"], weights["lm_head.weight"] + 1.0)
+
+
 def test_a_checkpoint_without_head_is_refused_where_one_is_needed(checkpoint, tmp_path):
     VideoPandaModel.from_pretrained(checkpoint).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"lacks 1 weights.*lm_head\.weight"):
+    with pytest.raises(ValueError, match=r"has no lm_head.weight: it was saved from VideoPandaModel"):
         VideoPandaForConditionalGeneration.from_pretrained(tmp_path)
 
 

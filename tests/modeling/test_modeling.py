@@ -1,11 +1,11 @@
-"""The model's contract with transformers: features, placeholders, loss, caches, batches, dtypes, compilation."""
+"""The model's contract with transformers: features, placeholders, loss, training, dtypes, compilation."""
 
 import pytest
 import torch
+from model_inputs import GENERATE, canvases, relative_error, visual_ids
 from tiny import IMAGE_SIZE, tiny_config, tiny_model
 from transformers import (
     CLIPTextConfig,
-    GenerationMixin,
     GPT2Config,
     LlamaForCausalLM,
     MambaConfig,
@@ -14,49 +14,6 @@ from transformers import (
 )
 
 from video_panda import VideoPandaConfig, VideoPandaForConditionalGeneration
-
-
-def visual_ids(config, frames: int, height: int, width: int, patch: str = "video") -> list[int]:
-    """The placeholder ids of a video or image, written out from the layout of the design."""
-    patch_id = config.video_token_id if patch == "video" else config.image_token_id
-    return frames * ([config.frame_token_id] + height * ([patch_id] * width + [config.row_token_id]))
-
-
-def canvases(*shape: int, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator)
-
-
-def left_pad(prompts: list[list[int]]) -> dict:
-    """Batch prompts of different lengths, padded on the left with id 0."""
-    longest = max(map(len, prompts))
-    padding = [longest - len(prompt) for prompt in prompts]
-    return {
-        "input_ids": torch.tensor([[0] * pad + prompt for pad, prompt in zip(padding, prompts)]),
-        "attention_mask": torch.tensor([[0] * pad + [1] * (longest - pad) for pad in padding]),
-    }
-
-
-def relative_error(got, expected) -> float:
-    return float((got.detach().double() - expected.double()).norm() / expected.double().norm())
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model()
-
-
-@pytest.fixture
-def one_video(model):
-    """A prompt with one 16:9 video of 8 frames."""
-    ids = [1, 5, 6, *visual_ids(model.config, 8, 2, 3), 7, 8, 9]
-    return {
-        "input_ids": torch.tensor([ids]),
-        "attention_mask": torch.ones(1, len(ids), dtype=torch.long),
-        "pixel_values_videos": canvases(1, 8),
-        "video_grid_thw": torch.tensor([[8, 2, 3]]),
-    }
-
 
 GRIDS = [[8, 2, 3], [8, 3, 1], [16, 3, 3], [6, 2, 3], [1, 2, 2], [5, 3, 3]]
 
@@ -81,14 +38,32 @@ def test_padding_frames_do_not_matter(model):
     )
 
 
-def test_frames_of_one_grid_go_through_stab_together(model):
-    shapes = []
-    hook = model.model.stab.register_forward_pre_hook(
-        lambda module, args, kwargs: shapes.append(args[0].shape[:2]), with_kwargs=True
-    )
-    model.get_video_features(canvases(3, 16), torch.tensor([[16, 2, 3], [8, 2, 3], [8, 3, 3]]))
-    hook.remove()
-    assert sorted(map(tuple, shapes)) == [(2, 4), (6, 4)]
+def test_chunks_of_one_length_go_through_stab_together(model):
+    """Whatever their grids: no loop over frames or videos, and in training one batch of statistics."""
+    shapes, grids = [], []
+    stab = model.model.stab
+    hooks = [
+        stab.register_forward_pre_hook(
+            lambda module, args, kwargs: shapes.append(tuple(args[0].shape[:2])), with_kwargs=True
+        ),
+        stab.lsd.register_forward_pre_hook(lambda module, args: grids.append(len(args[0]))),
+    ]
+    model.get_video_features(canvases(4, 16), torch.tensor([[16, 2, 3], [8, 2, 3], [8, 3, 3], [6, 2, 3]]))
+    for hook in hooks:
+        hook.remove()
+    assert shapes == [(4 + 2 + 2 + 1, 4), (1, 2)]
+    assert sorted(grids) == [1 * 2 * 6, 2 * 4 * 9, 7 * 4 * 6], "the frames of one grid are downsampled together"
+
+
+def test_statistics_do_not_depend_on_how_grids_mix():
+    pixels = canvases(3, 4)
+    statistics = []
+    for grids in ([[4, 2, 3]] * 3, [[4, 2, 3], [4, 3, 1], [4, 3, 3]]):
+        model = tiny_model().train()
+        model.get_video_features(pixels, torch.tensor(grids))
+        assert model.model.stab.lste.norm.num_batches_tracked == 1
+        statistics.append(model.model.stab.lste.norm.running_mean.clone())
+    assert torch.equal(*statistics)
 
 
 def test_a_single_frame_video_is_a_still_image(model):
@@ -220,6 +195,8 @@ def test_more_placeholders_than_visuals_and_the_other_way_round(model, one_video
         (torch.zeros(2, 8, 3, 84, 84), [[8, 2, 3]], r"video_grid_thw has shape \(1, 3\), expected \(2, 3\)"),
         (torch.zeros(1, 8, 3, 84, 84), [8, 2, 3], "one row for each of the 1 entries"),
         (torch.zeros(1, 8, 3, 84, 84), None, "without video_grid_thw"),
+        (torch.zeros(1, 8, 3, 84, 84), [[8.0, 2.0, 3.0]], "must hold integers, got torch.float32"),
+        (torch.zeros(0, 8, 3, 84, 84), torch.zeros(0, 3, dtype=torch.long), "is empty, expected at least one video"),
     ],
 )
 def test_pixels_and_grids_that_do_not_fit(model, pixels, grid, message):
@@ -227,111 +204,40 @@ def test_pixels_and_grids_that_do_not_fit(model, pixels, grid, message):
         model.get_video_features(pixels, grid)
 
 
-# ------------------------------------------------------------------------------------------------- generation
-
-GENERATE = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
-
-
-@pytest.fixture
-def padded_batch(model):
-    """Four prompts, left-padded: a video; two videos; an image and a video; text only."""
+def test_visuals_in_another_order_are_noticed_though_the_totals_agree(model):
     config = model.config
-    prompts = [
-        [1, *visual_ids(config, 8, 2, 3), 7, 8],
-        [1, *visual_ids(config, 8, 3, 1), 9, *visual_ids(config, 4, 3, 3), 10],
-        [1, *visual_ids(config, 1, 2, 3, "image"), 11, *visual_ids(config, 6, 2, 3), 12, 13],
-        [1, 14, 15, 16],
-    ]
-    return {
-        **left_pad(prompts),
-        "pixel_values_videos": canvases(4, 8),
-        "video_grid_thw": torch.tensor([[8, 2, 3], [8, 3, 1], [4, 3, 3], [6, 2, 3]]),
-        "pixel_values": canvases(1, seed=3),
-        "image_grid_thw": torch.tensor([[1, 2, 3]]),
-    }
+    ids = [1, *visual_ids(config, 8, 3, 1), 5, *visual_ids(config, 8, 1, 3), 6]
+    inputs = {"input_ids": torch.tensor([ids]), "pixel_values_videos": canvases(2, 8)}
+    model(**inputs, video_grid_thw=torch.tensor([[8, 3, 1], [8, 1, 3]]))
+    with pytest.raises(ValueError, match="laid out for other videos than those given"):
+        model(**inputs, video_grid_thw=torch.tensor([[8, 1, 3], [8, 3, 1]]))
 
 
-OWN_VIDEOS, OWN_IMAGES = [[0], [1, 2], [3], []], [[], [], [0], []]
+def test_labels_at_placeholders_have_no_loss(model, one_video):
+    """The whole prompt as labels is what a naive collator gives; a masked logit must not make the loss infinite."""
+    ids = one_video["input_ids"]
+    text_only = ids.masked_fill(ids >= model.config.num_text_tokens, -100)
+    loss = model(**one_video, labels=ids).loss
+    assert torch.isfinite(loss)
+    torch.testing.assert_close(loss, model(**one_video, labels=text_only).loss)
 
 
-def single(batch: dict, index: int) -> dict:
-    """One prompt of `padded_batch` on its own, without padding."""
-    kept = batch["attention_mask"][index].bool()
-    alone = {name: batch[name][index : index + 1, kept] for name in ("input_ids", "attention_mask")}
-    for own, names in (
-        (OWN_VIDEOS, ("pixel_values_videos", "video_grid_thw")),
-        (OWN_IMAGES, ("pixel_values", "image_grid_thw")),
-    ):
-        if own[index]:
-            alone.update({name: batch[name][own[index]] for name in names})
-    return alone
+def test_outputs_are_complete_whatever_return_dict_says(model, one_video):
+    expected = model(**one_video).logits
+    torch.testing.assert_close(model(**one_video, return_dict=False)[0], expected)
+    try:
+        model.config.return_dict = False
+        torch.testing.assert_close(model(**one_video)[0], expected)
+    finally:
+        model.config.return_dict = True
 
 
-def test_a_left_padded_batch_generates_what_each_prompt_does(model, padded_batch):
-    together = model.generate(**padded_batch, **GENERATE)[:, -8:]
-    for index in range(4):
-        alone = model.generate(**single(padded_batch, index), **GENERATE)[:, -8:]
-        assert together[index].tolist() == alone[0].tolist()
-
-
-def test_with_and_without_cache_are_equal(model, padded_batch):
-    options = {**GENERATE, "return_dict_in_generate": True, "output_logits": True}
-    cached = model.generate(**padded_batch, **options)
-    plain = model.generate(**padded_batch, **options, use_cache=False)
-    assert cached.sequences.tolist() == plain.sequences.tolist()
-    kept = model.config.num_text_tokens
-    for one, other in zip(cached.logits, plain.logits):
-        assert relative_error(one[:, :kept], other[:, :kept]) < 1e-5
-
-
-@pytest.mark.parametrize("cache", ["dynamic", "static", "offloaded", "offloaded_static"])
-def test_every_cache_kind(model, padded_batch, cache):
-    if cache.startswith("offloaded") and not torch.cuda.is_available():
-        pytest.skip("an offloaded cache needs an accelerator")
-    expected = model.generate(**padded_batch, **GENERATE)
-    assert model.generate(**padded_batch, **GENERATE, cache_implementation=cache).tolist() == expected.tolist()
-
-
-def test_the_video_is_encoded_once_per_request(model, padded_batch):
-    calls = []
-    hook = model.model.projector.register_forward_hook(lambda *args: calls.append(1))
-    model.generate(**padded_batch, **GENERATE)
-    hook.remove()
-    assert len(calls) == 2  # the videos of the batch, and its image
-
-
-def test_beams_and_several_answers_repeat_each_prompts_visuals_as_a_block(model, padded_batch):
-    """Two videos in one prompt and none in another: repeated row by row they would land in the wrong prompts."""
-    assert "_expand_multimodal_outputs" in vars(GenerationMixin), "the overridden hook of transformers is gone"
-    options = {**GENERATE, "num_beams": 3, "num_return_sequences": 2}
-    together = model.generate(**padded_batch, **options)[:, -8:]
-    for index in range(4):
-        alone = model.generate(**single(padded_batch, index), **options)[:, -8:]
-        assert together[2 * index : 2 * index + 2].tolist() == alone.tolist()
-
-
-def test_generation_never_gives_a_placeholder(model, one_video):
-    torch.manual_seed(0)
-    output = model.generate(
-        **one_video, do_sample=True, temperature=100.0, max_new_tokens=64, num_return_sequences=8, pad_token_id=0
-    )
-    assert output[:, one_video["input_ids"].shape[1] :].max() < model.config.num_text_tokens
-
-
-def test_a_conversation_goes_on_from_its_cache(model, one_video):
-    first = model.generate(**one_video, **GENERATE, return_dict_in_generate=True)
-    follow_up = torch.cat([first.sequences, torch.tensor([[21, 22, 23]])], dim=1)
-    visuals = {name: one_video[name] for name in ("pixel_values_videos", "video_grid_thw")}
-    expected = model.generate(input_ids=follow_up, **visuals, **GENERATE)
-    continued = model.generate(input_ids=follow_up, past_key_values=first.past_key_values, **GENERATE)
-    assert continued.tolist() == expected.tolist()
-
-
-def test_inputs_embeds_in_generate(model, one_video):
-    expected = model.generate(**one_video, **GENERATE)[:, -8:]
-    inputs = dict(one_video)
-    inputs["inputs_embeds"] = model.get_input_embeddings()(inputs.pop("input_ids"))
-    assert model.generate(**inputs, **GENERATE).tolist() == expected.tolist()
+def test_the_placeholders_keep_their_rows():
+    model = tiny_model()
+    with pytest.raises(ValueError, match="the placeholders need at least 404 rows"):
+        model.resize_token_embeddings(403)
+    model.resize_token_embeddings(512)
+    assert model(input_ids=torch.tensor([[1, 5]])).logits.shape[-1] == 512
 
 
 # --------------------------------------------------------------------------------------- training, dtypes, compile
@@ -355,8 +261,11 @@ def test_gradient_checkpointing_gives_the_same_gradients_and_statistics(one_vide
     for checkpointing in (False, True):
         model = tiny_model().train()
         if checkpointing:
-            model.gradient_checkpointing_enable()
-            assert model.is_gradient_checkpointing
+            model.activation_checkpointing_enable()
+            recomputed = {
+                type(module).__name__ for module in model.modules() if getattr(module, "gradient_checkpointing", 0)
+            }
+            assert {"LlamaDecoderLayer", "VideoPandaGSTRA", "VideoPandaPooling"} <= recomputed
         results.append(
             (gradients(model, training_batch(model, one_video)), model.model.stab.lste.norm.running_mean.clone())
         )
@@ -420,6 +329,16 @@ def test_half_precision_is_close_and_keeps_the_statistics_exact(one_video, dtype
     assert model.model.stab.lste.norm.running_var.dtype == torch.float32
     assert torch.equal(model.model.stab.lste.norm.running_var, statistics)
     assert torch.isfinite(model(**one_video).logits).all()
+
+
+def test_stab_in_another_dtype_than_the_language_model(one_video):
+    model = tiny_model()
+    expected = model(**one_video).logits[..., : model.config.num_text_tokens]
+    model.model.language_model.bfloat16()
+    model.lm_head.bfloat16()
+    logits = model(**one_video).logits[..., : model.config.num_text_tokens]
+    assert logits.dtype == torch.bfloat16
+    assert relative_error(logits, expected) < 3e-2
 
 
 def test_attention_implementations_of_the_language_model_agree(one_video):
