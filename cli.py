@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -16,11 +17,51 @@ app = typer.Typer(
 )
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-RELEASE_MODEL_TYPES = ("videopanda", "eve")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
-def load(model: str, dtype: str = "auto", device: str | None = None, revision: str | None = None):
-    """Load a checkpoint to ask.
+def check_checkpoint(model: str, revision: str | None = None) -> None:
+    """Make sure that a folder or repository holds a Video-Panda checkpoint, from its configuration alone.
+
+    Raises:
+        ValueError: it is a checkpoint of another model.
+        OSError: there is no such folder or repository.
+    """
+    from transformers import PreTrainedConfig
+
+    from .hub.release_keys import EVE, VIDEOPANDA
+
+    try:
+        found, _ = PreTrainedConfig.get_config_dict(model, **_pinned(revision))
+    except (OSError, ValueError) as error:
+        if Path(model).is_dir():
+            raise
+        reason = str(error).splitlines()[0]
+        raise OSError(f"{model}: no such folder, and it cannot be had from the Hub: {reason}") from error
+    if not found:
+        raise FileNotFoundError(f"{model} has no config.json: it is not a checkpoint")
+    if found.get("model_type") in (VIDEOPANDA, EVE):
+        raise ValueError(f"{model} is in the authors' own format: run `video-panda convert {model} FOLDER` first")
+    if found.get("model_type") != "video_panda":
+        raise ValueError(f"{model} holds a model of type {found.get('model_type')!r}, expected 'video_panda'")
+
+
+def _pinned(revision: str | None) -> dict:
+    return {} if revision is None else {"revision": revision}
+
+
+def load_processor(model: str, revision: str | None = None):
+    """The processor of a checkpoint (folder or Hub id). Raises: ValueError, OSError as `check_checkpoint`."""
+    from .processing.processing_video_panda import VideoPandaProcessor
+
+    check_checkpoint(model, revision)
+    if Path(model).is_dir() and not any((Path(model) / name).exists() for name in TOKENIZER_FILES):
+        raise OSError(f"{model} has no tokenizer: convert the checkpoint again with --tokenizer")
+    return VideoPandaProcessor.from_pretrained(model, **_pinned(revision))
+
+
+def load_model(model: str, dtype: str = "auto", device: str | None = None, revision: str | None = None):
+    """The model of a checkpoint, in eval mode.
 
     Args:
         model: folder or Hub id.
@@ -28,40 +69,27 @@ def load(model: str, dtype: str = "auto", device: str | None = None, revision: s
         device: such as "cpu" or "cuda:0"; default: the first GPU if there is one.
         revision: branch, tag or commit of a Hub repository.
 
-    Returns:
-        (model in eval mode, processor).
-
     Raises:
-        ValueError: unknown dtype, or a checkpoint of another model.
+        ValueError: unknown dtype, a device that is not there, or a checkpoint of another model.
         OSError: no such folder or repository, or a file of it is missing.
     """
     import torch
 
     from .modeling_video_panda.modeling_video_panda import VideoPandaForConditionalGeneration
-    from .processing.processing_video_panda import VideoPandaProcessor
 
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    options = {} if revision is None else {"revision": revision}
-    _check_model_type(model, options)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch raises the latter where it was built without CUDA
+        raise ValueError(f"device {device!r} cannot be used: {error}") from error
+    check_checkpoint(model, revision)
     # Straight to the device: no copy of the weights in main memory first.
-    network = VideoPandaForConditionalGeneration.from_pretrained(model, dtype=dtype, device_map=device, **options)
-    return network.eval(), VideoPandaProcessor.from_pretrained(model, **options)
-
-
-def _check_model_type(model: str, options: dict) -> None:
-    from transformers import PreTrainedConfig
-
-    found, _ = PreTrainedConfig.get_config_dict(model, **options)
-    if not found:
-        raise FileNotFoundError(f"{model} has no config.json: it is not a checkpoint")
-    model_type = found.get("model_type")
-    if model_type in RELEASE_MODEL_TYPES:
-        raise ValueError(f"{model} is in the authors' own format: run `video-panda convert {model} FOLDER` first")
-    if model_type != "video_panda":
-        raise ValueError(f"{model} holds a model of type {model_type!r}, expected 'video_panda'")
+    return VideoPandaForConditionalGeneration.from_pretrained(
+        model, dtype=dtype, device_map=device, **_pinned(revision)
+    ).eval()
 
 
 def ask(
@@ -76,7 +104,7 @@ def ask(
     revision: str | None = None,
     max_new_tokens: int = 256,
     allow_urls: bool = False,
-    streamer=None,
+    make_streamer=None,
     report=None,
 ) -> dict:
     """Ask a question about a video, or about a picture.
@@ -88,37 +116,61 @@ def ask(
         model: folder or Hub id; or a loaded model, with its `processor`.
         processor: of a loaded model.
         num_frames: frames to look at; default: what the processor was made with.
-        dtype, device, revision: see `load`.
+        dtype, device, revision: see `load_model`.
         max_new_tokens: longest answer, in tokens.
         allow_urls: whether `clip` may be fetched from the web.
-        streamer: called with tokens as they come, such as transformers' `TextStreamer`; or a function that makes one
-            from the tokenizer.
+        make_streamer: called with the tokenizer, returns what is given the tokens as they come (`TextStreamer`).
         report: called with a line of text at each stage.
 
     Returns:
-        `answer`, `question`, `frames_indices` and `timestamps` (seconds; None for a picture), `num_prompt_tokens`,
-        `num_answer_tokens`, `seconds` by stage ("load", "read", "answer").
+        `answer`, `question`, `frames_indices` (None for a picture), `timestamps` (seconds; None where the rate of the
+        frames is unknown), `num_prompt_tokens`, `num_answer_tokens`, `seconds` by stage ("read", "load", "answer").
 
     Raises:
         ValueError, OSError: what is wrong with the checkpoint or the clip, and where.
     """
-    import torch
-
-    from .processing.sources_video_panda import is_image_file_name
-
     report = report or (lambda line: None)
-    times = [time.perf_counter()]
-    if isinstance(model, (str, Path)):
-        report(f"loading {model}")
-        model, processor = load(str(model), dtype, device, revision)
-    elif processor is None:
+    is_loaded = not isinstance(model, (str, Path))
+    if is_loaded and processor is None:
         raise ValueError("a loaded model needs its processor: ask(clip, question, model, processor=processor)")
+    times = [time.perf_counter()]
+
+    # The clip first: a mistake in its name should not cost the loading of a large model.
+    report("reading the clip")
+    processor = processor or load_processor(str(model), revision)
+    inputs, frames = _read_clip(processor, clip, question, num_frames, allow_urls)
     times.append(time.perf_counter())
 
-    report("reading the clip")
-    visual = {"type": "image" if is_image_file_name(clip) else "video"}
-    visual[visual["type"]] = clip
-    conversation = [{"role": "user", "content": [visual, {"type": "text", "text": question}]}]
+    if not is_loaded:
+        report(f"loading {model}")
+        model = load_model(str(model), dtype, device, revision)
+    times.append(time.perf_counter())
+
+    num_prompt_tokens = inputs["input_ids"].shape[1]
+    report(f"answering ({num_prompt_tokens} prompt tokens)")
+    streamer = make_streamer(processor.tokenizer) if make_streamer else None
+    output = model.generate(
+        **inputs.to(model.device), do_sample=False, max_new_tokens=max_new_tokens, streamer=streamer
+    )
+    times.append(time.perf_counter())
+    return {
+        "answer": processor.decode(output[0, num_prompt_tokens:], skip_special_tokens=True).strip(),
+        "question": question,
+        **frames,
+        "num_prompt_tokens": num_prompt_tokens,
+        "num_answer_tokens": output.shape[1] - num_prompt_tokens,
+        "seconds": {
+            name: round(end - begin, 3) for name, begin, end in zip(("read", "load", "answer"), times, times[1:])
+        },
+    }
+
+
+def _read_clip(processor, clip, question: str, num_frames: int | None, allow_urls: bool):
+    """The model's inputs for one question about one clip, and which frames it will see."""
+    from .processing.sources_video_panda import is_image_file_name
+
+    kind = "image" if is_image_file_name(clip) else "video"
+    conversation = [{"role": "user", "content": [{"type": kind, kind: clip}, {"type": "text", "text": question}]}]
     options = {"return_metadata": True, "allow_urls": allow_urls, "num_frames": num_frames}
     inputs = processor.apply_chat_template(
         conversation,
@@ -127,29 +179,12 @@ def ask(
         return_dict=True,
         processor_kwargs={name: value for name, value in options.items() if value is not None},
     )
-    metadata = (inputs.pop("video_metadata", None) or [None])[0]
-    num_prompt_tokens = inputs["input_ids"].shape[1]
-    times.append(time.perf_counter())
-
-    report(f"answering ({num_prompt_tokens} prompt tokens)")
-    if callable(streamer) and not hasattr(streamer, "put"):
-        streamer = streamer(processor.tokenizer)
-    with torch.inference_mode():
-        output = model.generate(
-            **inputs.to(model.device), do_sample=False, max_new_tokens=max_new_tokens, streamer=streamer
-        )
-    new_tokens = output[0, num_prompt_tokens:]
-    times.append(time.perf_counter())
-    stages = zip(("load", "read", "answer"), times, times[1:])
-    return {
-        "answer": processor.decode(new_tokens, skip_special_tokens=True).strip(),
-        "question": question,
-        "frames_indices": None if metadata is None else [int(index) for index in metadata.frames_indices],
-        "timestamps": None if metadata is None else [float(second) for second in metadata.timestamps],
-        "num_prompt_tokens": num_prompt_tokens,
-        "num_answer_tokens": len(new_tokens),
-        "seconds": {name: round(end - start, 3) for name, start, end in stages},
-    }
+    frames = {"frames_indices": None, "timestamps": None}
+    for metadata in inputs.pop("video_metadata", None) or ():
+        frames["frames_indices"] = [int(index) for index in metadata.frames_indices]
+        if metadata.fps is not None or metadata.source_frame_times is not None:
+            frames["timestamps"] = [float(second) for second in metadata.timestamps]
+    return inputs, frames
 
 
 def info(model: str, revision: str | None = None) -> dict:
@@ -164,7 +199,7 @@ def info(model: str, revision: str | None = None) -> dict:
         weights by dtype.
 
     Raises:
-        ValueError, OSError: as `load`.
+        ValueError, OSError: as `check_checkpoint`.
     """
     import torch
 
@@ -172,9 +207,8 @@ def info(model: str, revision: str | None = None) -> dict:
     from .modeling_video_panda.modeling_video_panda import VideoPandaForConditionalGeneration
     from .processing.geometry_video_panda import token_grid
 
-    options = {} if revision is None else {"revision": revision}
-    _check_model_type(model, options)
-    config = VideoPandaConfig.from_pretrained(model, **options)
+    check_checkpoint(model, revision)
+    config = VideoPandaConfig.from_pretrained(model, **_pinned(revision))
     with torch.device("meta"):
         network = VideoPandaForConditionalGeneration(config)
     parts = {
@@ -216,9 +250,10 @@ def _ask_command(
     """Ask a question about a video; the answer is printed as it is generated."""
     from transformers import TextStreamer
 
-    def stream(tokenizer):
-        return TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    from .processing.sources_video_panda import is_url
 
+    if is_url(clip) and not allow_urls:
+        raise ValueError(f"{clip} is a URL and URLs are off: add --allow-urls to have it fetched")
     result = ask(
         clip,
         question,
@@ -229,7 +264,7 @@ def _ask_command(
         revision=revision,
         max_new_tokens=max_new_tokens,
         allow_urls=allow_urls,
-        streamer=None if as_json else stream,
+        make_streamer=None if as_json else partial(TextStreamer, skip_prompt=True, skip_special_tokens=True),
         report=lambda line: typer.echo(f"video-panda: {line}", err=True),
     )
     if as_json:

@@ -112,10 +112,10 @@ def convert_checkpoint(
         raise ValueError(f"{destination} is the source itself, or holds it: choose another folder")
     plan = _make_plan(folder, cast, keep_alignment_head, vision_config)
     generation = make_generation_config(folder, plan.config.text_config)
-    tokenizer = _load_tokenizer(tokenizer, folder, plan.config)
+    processors = _make_processor(plan.config, _load_tokenizer(tokenizer, folder, plan.config))
     with folder_in_the_making(target, overwrite) as made:
         _write_weights(plan, made, shard_bytes, seed, cast, progress)
-        _write_processor(plan.config, tokenizer, made)
+        _save_processor(processors, made)
         generation.save_pretrained(made)
         custom_object_save(plan.model, made)
         plan.config.save_pretrained(made)
@@ -361,33 +361,36 @@ def _load_tokenizer(tokenizer, folder: Path, config: VideoPandaConfig):
     return tokenizer
 
 
-def _write_processor(config: VideoPandaConfig, tokenizer, made: Path) -> None:
+def _make_processor(config: VideoPandaConfig, tokenizer):
+    """The processor, or without a tokenizer the image and video processors alone.
+
+    Raises:
+        ValueError: if the tokenizer has the placeholders at other ids than the configuration.
+    """
     from ..processing.image_processing_video_panda import VideoPandaImageProcessor
-    from ..processing.processing_video_panda import PLACEHOLDER_TOKENS, VideoPandaProcessor
+    from ..processing.processing_video_panda import VideoPandaProcessor
     from ..processing.video_processing_video_panda import VideoPandaVideoProcessor
 
     vision = config.vision_config
     geometry = {name: getattr(vision, name) for name in ("image_size", "patch_size", "downsample_window")}
-    image_processor = VideoPandaImageProcessor(**geometry)
-    video_processor = VideoPandaVideoProcessor(**geometry, num_frames=vision.num_frames)
+    parts = [VideoPandaImageProcessor(**geometry), VideoPandaVideoProcessor(**geometry, num_frames=vision.num_frames)]
     if tokenizer is None:
         logger.warning("No tokenizer: the video and image processors are saved without one (see the option tokenizer)")
-        image_processor.save_pretrained(made)
-        video_processor.save_pretrained(made)
-        return
-    processor = VideoPandaProcessor(
-        image_processor,
-        video_processor,
-        tokenizer,
-        use_row_token=vision.use_row_token,
-        num_text_tokens=config.num_text_tokens,
-    )
-    ids = tuple(processor.tokenizer.convert_tokens_to_ids(list(PLACEHOLDER_TOKENS)))
-    if ids != config.placeholder_token_ids:
-        raise ValueError(
-            f"The tokenizer gives {', '.join(PLACEHOLDER_TOKENS)} the ids {ids}, expected {config.placeholder_token_ids}"
-        )
-    processor.save_pretrained(made)
+        return parts
+    options = {"use_row_token": vision.use_row_token, "num_text_tokens": config.num_text_tokens}
+    try:
+        return [VideoPandaProcessor(*parts, tokenizer, **options)]
+    except ValueError as error:
+        raise ValueError(f"{tokenizer.name_or_path or type(tokenizer).__name__}: {error}") from error
+
+
+def _save_processor(processors: list, made: Path) -> None:
+    from ..processing.processing_video_panda import VideoPandaProcessor
+
+    for processor in processors:
+        processor.save_pretrained(made)
+    # config.json names it: without a tokenizer, loading shall miss that and not the code.
+    custom_object_save(object.__new__(VideoPandaProcessor), made)
 
 
 def _log_summary(plan: _Plan, destination: str | Path) -> None:

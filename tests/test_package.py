@@ -17,6 +17,7 @@ import video_panda
 ROOT = Path(__file__).resolve().parents[1]
 NOT_SOURCE = {"build", "dist"}  # and every hidden folder but .ci
 MAX_LINES = 600
+MAX_FUNCTION_LINES = 60
 
 # Third-party packages each shipped folder may import at all. `av`: decisions.md lets a guard probe streams with PyAV.
 ALLOWED = {
@@ -164,6 +165,22 @@ def test_no_file_is_too_long():
     lengths = {name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in source_files()}
     assert "tests/test_package.py" in lengths
     assert {name: length for name, length in lengths.items() if length > MAX_LINES} == {}
+
+
+def test_no_function_is_too_long():
+    """Counted without the docstring: what one has to read to follow it."""
+    too_long = {}
+    for path in source_files():
+        if "tests" in path.relative_to(ROOT).parts:
+            continue
+        for node in ast.walk(parse(path)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                docstring = node.body[0] if ast.get_docstring(node) else None
+                length = node.end_lineno - node.lineno + 1
+                length -= docstring.end_lineno - docstring.lineno + 1 if docstring else 0
+                if length > MAX_FUNCTION_LINES:
+                    too_long[f"{name_of(path)}:{node.name}"] = length
+    assert too_long == {}
 
 
 def test_no_eval_or_exec():

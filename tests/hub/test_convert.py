@@ -320,6 +320,15 @@ def test_a_tokenizer_with_too_many_tokens_is_refused(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["release"]
 
 
+def test_placeholders_at_other_ids_are_refused_before_anything_is_written(tmp_path, monkeypatch):
+    write_release(tmp_path / "release")
+    tokenizer = word_tokenizer(VOCABULARY - 9)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<video>", "<row>", "<frame>", "<image>"]})
+    monkeypatch.setattr("video_panda.hub.convert._write_weights", lambda *args: pytest.fail("weights were written"))
+    with pytest.raises(ValueError, match=rf"placeholders begin at id {VOCABULARY - 9}, expected {VOCABULARY}"):
+        convert_checkpoint(tmp_path / "release", tmp_path / "out", tokenizer=tokenizer, progress=False)
+
+
 def test_a_smaller_tokenizer_is_filled_up(tmp_path, caplog):
     """The placeholders must get the ids after the checkpoint's own vocabulary, whatever the tokenizer leaves unused."""
     write_release(tmp_path / "release")
