@@ -23,15 +23,6 @@ PUBLISHED = COMBINATIONS[0]
 DOCS_PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors this small gain nothing from more, and threads that wait for each other on a busy machine cost minutes."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
-
-
 def reasons_to_refuse(fields: dict) -> list[str]:
     """Said independently of the configuration: what makes a combination meaningless, in words its message must hold."""
     before = fields["downsampling_position"] == "before_lste"

@@ -44,15 +44,6 @@ LANGUAGE_MODELS = {
 TINY_VISION = {"image_size": IMAGE_SIZE, "hidden_size": 32}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors this small gain nothing from more, and threads that wait for each other on a busy machine cost minutes."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
-
-
 def own_fields(config: PreTrainedConfig) -> dict:
     """What the class itself declares, without what every configuration of transformers has."""
     common = {field.name for field in dataclasses.fields(PreTrainedConfig)}
