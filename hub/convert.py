@@ -372,7 +372,11 @@ def _make_processor(config: VideoPandaConfig, tokenizer):
     from ..processing.video_processing_video_panda import VideoPandaVideoProcessor
 
     vision = config.vision_config
-    geometry = {name: getattr(vision, name) for name in ("image_size", "patch_size", "downsample_window")}
+    geometry = {
+        "image_size": vision.canvas_size,  # half of vision.image_size at half resolution
+        "patch_size": vision.patch_size,
+        "downsample_window": vision.effective_window,
+    }
     parts = [VideoPandaImageProcessor(**geometry), VideoPandaVideoProcessor(**geometry, num_frames=vision.num_frames)]
     if tokenizer is None:
         logger.warning("No tokenizer: the video and image processors are saved without one (see the option tokenizer)")

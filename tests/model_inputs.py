@@ -28,4 +28,5 @@ def left_pad(prompts: list[list[int]]) -> dict:
 
 
 def relative_error(got, expected) -> float:
-    return float((got.detach().double() - expected.double()).norm() / expected.double().norm())
+    got, expected = got.detach().double(), expected.detach().double()
+    return float((got - expected).norm() / expected.norm())

@@ -20,6 +20,13 @@ def test_the_same_sizes_by_default(processor):
         assert processor.num_frames == config.num_frames
 
 
+def test_the_processor_of_a_half_resolution_model():
+    """Its canvas has half the side, each patch is a token, and the grid of tokens is the same."""
+    config = VideoPandaVisionConfig(downsampling="half_resolution")
+    processor = VideoPandaVideoProcessor(image_size=config.canvas_size, downsample_window=config.effective_window)
+    assert (processor.image_size, processor.tokens_per_side) == (224, config.num_tokens_per_side)
+
+
 @given(st.integers(1, 16), st.integers(1, 16), st.booleans())
 def test_the_same_number_of_tokens_a_frame(height, width, use_row_token):
     config = VideoPandaVisionConfig(use_row_token=use_row_token)
