@@ -71,7 +71,7 @@ _REGISTRATIONS = {
     f"{_AUTO}image_processing_auto": (_register_image_processor, ("VideoPandaConfig", "VideoPandaImageProcessor")),
     f"{_AUTO}video_processing_auto": (_register_video_processor, ("VideoPandaConfig", "VideoPandaVideoProcessor")),
 }
-_OWN_MODULES = {f"{__name__}.{_MODULE_OF_NAME[name]}" for _, names in _REGISTRATIONS.values() for name in names}
+_OWN_MODULES = (f"{__name__}.modeling_video_panda.", f"{__name__}.processing.")
 
 
 def _is_being_imported(module_name: str) -> bool:
@@ -80,10 +80,12 @@ def _is_being_imported(module_name: str) -> bool:
 
 
 def _register_where_possible() -> None:
-    """Register with each Auto module that is loaded, leaving out what is just being imported: its own end comes here."""
+    """Register with each Auto module that is loaded; not while a module of our own is being imported, whose end comes
+    here too: what is registered imports that one again."""
+    if any(_is_being_imported(name) for name in list(sys.modules) if name.startswith(_OWN_MODULES)):
+        return
     for auto_name, (register, names) in _REGISTRATIONS.items():
-        own = (f"{__name__}.{_MODULE_OF_NAME[name]}" for name in names)
-        if auto_name in sys.modules and not any(map(_is_being_imported, (auto_name, *own))):
+        if auto_name in sys.modules and not _is_being_imported(auto_name):
             register(sys.modules[auto_name], *map(__getattr__, names))
 
 
@@ -94,7 +96,7 @@ class _RegisterAfterImport(importlib.abc.MetaPathFinder):
     """
 
     def find_spec(self, fullname, path=None, target=None):
-        watched = fullname in _REGISTRATIONS or fullname in _OWN_MODULES
+        watched = fullname in _REGISTRATIONS or fullname.startswith(_OWN_MODULES)
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target) if watched else None
         if spec is None or spec.loader is None:
             return None

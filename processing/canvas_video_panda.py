@@ -13,9 +13,17 @@ from huggingface_hub.dataclasses import validate_typed_dict
 from huggingface_hub.errors import StrictDataclassError
 
 from .geometry_video_panda import canvas_offset, token_grid
+from .options_video_panda import check_names, plain_options
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+# What transformers writes into the saved configuration beside the options, and hands to the constructor.
+_KEYS_OF_CONFIGS = frozenset(
+    {"auto_map", "processor_class", "image_processor_type", "video_processor_type", "feature_extractor_type"}
+    | {"model_input_names", "transformers_version"}
+)
 
 
 @dataclass(frozen=True)
@@ -153,8 +161,19 @@ class VideoPandaCanvasMixin:
     do_convert_rgb = True
     allow_urls = False
 
+    per_call_kwargs = ("return_tensors",)
+
     def __init__(self, **kwargs):
-        self._check_kwargs({key: value for key, value in kwargs.items() if key in self.valid_kwargs.__annotations__})
+        options = {key: value for key, value in kwargs.items() if key not in _KEYS_OF_CONFIGS and key[0] != "_"}
+        check_names(options, self.valid_kwargs.__annotations__, type(self).__name__)
+        for key in self.per_call_kwargs:
+            if options.get(key) is not None:
+                raise ValueError(
+                    f"`{key}` belongs in a call and not in the {type(self).__name__}, got {options[key]!r:.80}"
+                )
+        options = plain_options(options)
+        self._check_kwargs(options)
+        kwargs.update(options)
         super().__init__(**kwargs)
         self._set_attributes(**kwargs)
         self._canvas({})
@@ -169,8 +188,6 @@ class VideoPandaCanvasMixin:
         name = type(self).__name__
         # `video_metadata` is checked where it is paired with the videos; there None may stand for "unknown".
         checked = {key: value for key, value in kwargs.items() if value is not None and key != "video_metadata"}
-        if isinstance(checked.get("frame_indices"), (tuple, range, np.ndarray)):
-            checked["frame_indices"] = np.asarray(checked["frame_indices"]).tolist()
         try:
             validate_typed_dict(self.valid_kwargs, checked)
         except (StrictDataclassError, TypeError) as error:
@@ -220,7 +237,11 @@ def as_uint8_frames(array, name: str, input_data_format: str | None = None, conv
     Raises:
         ValueError: not four dimensions, no frames, unclear or wrong channels, or values out of range.
     """
-    frames = torch.from_numpy(np.ascontiguousarray(array)) if isinstance(array, np.ndarray) else array.detach().cpu()
+    if isinstance(array, np.ndarray):
+        # torch warns about memory it must not write to, so such an array is copied.
+        frames = torch.from_numpy(np.ascontiguousarray(array) if array.flags.writeable else array.copy())
+    else:
+        frames = array.detach().cpu()
     if frames.ndim != 4:
         raise ValueError(f"{name}: expected 4 dimensions (T, H, W, C) or (T, C, H, W), got shape {tuple(frames.shape)}")
     if 0 in frames.shape:
@@ -256,7 +277,7 @@ def _channels_first(frames: torch.Tensor, name: str, input_data_format: str | No
 def _as_uint8(frames: torch.Tensor, name: str) -> torch.Tensor:
     if frames.dtype == torch.uint8:
         return frames
-    if frames.dtype == torch.bool or frames.is_complex():
+    if frames.dtype in (torch.bool, torch.uint16, torch.uint32, torch.uint64) or frames.is_complex():
         raise ValueError(f"{name}: expected whole numbers in 0 ... 255 or floats in [0, 1], got {frames.dtype}")
     lowest, highest = (float(value) for value in torch.aminmax(frames))
     limit = 1 if frames.is_floating_point() else 255

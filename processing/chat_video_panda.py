@@ -16,7 +16,7 @@ from .video_inputs_video_panda import is_frame
 # PARITY: the release asks with "a curious human" in the system sentence and trains with "a curious user".
 # A visual stands on a line of its own in front of the question; `generation` marks what training learns from.
 VICUNA_CHAT_TEMPLATE = """\
-{%- set person = 'human' if add_generation_prompt else 'user' -%}
+{%- set person = 'human' if add_generation_prompt or continues_answer else 'user' -%}
 {%- macro render(content) -%}
 {%- if content is string -%}{{ content }}
 {%- else -%}
@@ -177,6 +177,16 @@ def sanitized_assistant_masks(
             mask[first:last] = [1] * (last - first)
         results.append((ids, mask))
     return results
+
+
+def lay_out_mask(mask: list[int], attention_row, truncation_side: str) -> list[int]:
+    """A prompt's mask at the places where padding and truncation put its tokens."""
+    kept = [position for position, attended in enumerate(attention_row) if attended]
+    mask = mask[: len(kept)] if truncation_side == "right" else mask[len(mask) - len(kept) :]
+    row = [0] * len(attention_row)
+    for position, value in zip(kept, mask):
+        row[position] = value
+    return row
 
 
 def _expand(prompt: str, placed: list[dict]) -> str:

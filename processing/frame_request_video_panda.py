@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-import numpy as np
 from transformers.video_utils import VideoMetadata
 
 from .geometry_video_panda import (
     check_frame_indices,
     choose_frames,
     choose_frames_at_rate,
+    choose_frames_at_times,
     frames_in_window,
     spread_evenly,
 )
@@ -50,7 +50,16 @@ class VideoPandaFrameRequest:
         if not self.do_sample:
             return list(window)
         if self.fps is not None:
-            positions = choose_frames_at_rate(len(window), metadata.fps, self.fps, self.max_frames_at_fps)
+            times = getattr(metadata, "source_frame_times", None)
+            if times is None:
+                positions = choose_frames_at_rate(len(window), metadata.fps, self.fps, self.max_frames_at_fps)
+            else:
+                own_times = [times[index] for index in window]
+                ends = [times[window[-1] + 1]] if window[-1] + 1 < len(times) else []
+                ends += [] if self.end is None or not ends else [self.end]
+                positions = choose_frames_at_times(
+                    own_times, metadata.fps, self.fps, self.max_frames_at_fps, end=min(ends, default=None)
+                )
         else:
             positions = choose_frames(len(window), metadata.fps, self.num_frames)
         return [window[position] for position in positions]
@@ -82,7 +91,7 @@ def indices_per_video(frame_indices, num_videos: int) -> list[list[int] | None]:
     """The `frame_indices` of each video: one list goes for all of them.
 
     Args:
-        frame_indices: None, one list of frame numbers, or one list a video.
+        frame_indices: None, one list of frame numbers, or one list a video; as `plain_options` gives them.
         num_videos: how many videos there are.
 
     Returns:
@@ -93,8 +102,7 @@ def indices_per_video(frame_indices, num_videos: int) -> list[list[int] | None]:
     """
     if frame_indices is None:
         return [None] * num_videos
-    frame_indices = list(frame_indices)
-    if not any(isinstance(item, (list, tuple, range, np.ndarray)) for item in frame_indices):
+    if not any(isinstance(item, list) for item in frame_indices):
         return [frame_indices] * num_videos
     if len(frame_indices) != num_videos:
         raise ValueError(
@@ -125,8 +133,15 @@ def choose_present(
     if metadata.total_num_frames is None:
         metadata.total_num_frames = num_present
     source_indices = metadata.frames_indices
+    if source_indices is None and metadata.total_num_frames != num_present:
+        raise ValueError(
+            f"`video_metadata` says total_num_frames={metadata.total_num_frames}, but {num_present} frames were given; "
+            "frames picked out of a longer video need `frames_indices` as well"
+        )
     if source_indices is not None and len(source_indices) != num_present:
-        source_indices = None
+        raise ValueError(
+            f"`video_metadata` has {len(source_indices)} `frames_indices`, but {num_present} frames were given"
+        )
     is_choice_already = source_indices is not None and metadata.total_num_frames != num_present
     if not resample or (is_choice_already and not request.is_explicit):
         positions = list(range(num_present))
@@ -134,6 +149,9 @@ def choose_present(
         # The source's frame rate says nothing about frames picked out of it.
         fps = None if is_choice_already else metadata.fps
         present = VideoPandaVideoMetadata(total_num_frames=num_present, fps=fps)
+        times = metadata.source_frame_times
+        if not is_choice_already and times is not None and len(times) == num_present:
+            present.source_frame_times = times
         if is_choice_already and (request.fps or request.start is not None or request.end is not None):
             raise ValueError("`fps`, `start` and `end` cannot be asked of frames that are a choice already")
         positions = request.choose_from_frames(present)

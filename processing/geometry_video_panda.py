@@ -12,6 +12,7 @@ from fractions import Fraction
 
 NUM_FRAMES = 8
 MAX_RATE_DENOMINATOR = 1_000_000
+TICK_S = 0.0010001  # the coarsest unit in which common containers (Matroska, FLV) count time, seconds
 
 
 def _check_count(name: str, value: int, minimum: int = 1) -> int:
@@ -120,6 +121,40 @@ def choose_frames_at_rate(
     if num_frames is not None and num_candidates > _check_count("num_frames", num_frames):
         positions = spread_evenly(num_candidates, num_frames)
     return [math.floor(position * step) for position in positions]
+
+
+def choose_frames_at_times(
+    frame_times: list[float], source_fps: float, fps: float, num_frames: int | None = None, end: float | None = None
+) -> list[int]:
+    """The same where the time of each frame is known: what is on the screen every 1/fps seconds.
+
+    Args:
+        frame_times: when each frame begins, seconds, ascending.
+        source_fps: their average number per second.
+        fps: wanted frames per second, counted from the first frame.
+        num_frames: at most so many, evenly thinned out; None for all.
+        end: when the last frame makes room for the next one, seconds; None: after 1 / source_fps.
+
+    Returns:
+        Ascending positions without duplicates: for k = 0, 1, ... the last frame that has begun after k / fps seconds.
+
+    Raises:
+        ValueError: there are no frames, or a rate is not a positive finite number.
+    """
+    source_rate, rate = check_fps(source_fps, "source_fps"), check_fps(fps)
+    starts = [time - frame_times[0] for time in frame_times]
+    if all(abs(time - index / source_rate) <= TICK_S for index, time in enumerate(starts)):
+        # Evenly spaced but for the container's rounding, which would push a frame just behind its place.
+        return choose_frames_at_rate(len(starts), source_fps, fps, num_frames)
+    end = starts[-1] + float(1 / source_rate) if end is None else end - frame_times[0]
+    tick = min(TICK_S, 0.25 / float(source_rate))
+    # The number k of the first moment at which each frame has begun; the last entry is the end of the last frame.
+    first_moments = [math.ceil((time - tick) * rate) for time in [*starts, end]]
+    shown = [index for index in range(len(starts)) if first_moments[index] < first_moments[index + 1]]
+    chosen = shown if shown[:1] == [0] else [0, *shown]
+    if num_frames is not None and len(chosen) > _check_count("num_frames", num_frames):
+        chosen = [chosen[position] for position in spread_evenly(len(chosen), num_frames)]
+    return chosen
 
 
 def frames_in_window(frame_times: list[float], start: float | None = None, end: float | None = None) -> list[int]:

@@ -134,3 +134,19 @@ def _flatten(pictures) -> list[torch.Tensor]:
     if isinstance(pictures, torch.Tensor):
         return [pictures]
     return [picture for item in pictures for picture in _flatten(item)]
+
+
+def count_images_per_prompt(images) -> list[int] | None:
+    """How many pictures each prompt has, if they are given in one list for each."""
+    if not isinstance(images, (list, tuple)) or not images:
+        return None
+    if not all(isinstance(own, (list, tuple)) for own in images):
+        return None
+    return [count_images(own) for own in images]
+
+
+def count_images(images) -> int:
+    """How many pictures `VideoPandaImageProcessor` will make of these."""
+    if isinstance(images, (list, tuple)):
+        return sum(map(count_images, images))
+    return len(images) if getattr(images, "ndim", None) == 4 else 1

@@ -6,13 +6,19 @@ Shape suffixes: B prompts, L prompt length; see the image and video processors f
 from collections.abc import Callable
 from functools import partial
 
+from transformers.utils.versions import require_version
+
+# Before 5.23 the processors of transformers cannot tell a control token of the template from one that a user typed. The
+# check stands before the imports, some of which an older version would refuse with words that help nobody.
+require_version("transformers>=5.23", "This checkpoint's processor needs it: pip install 'transformers>=5.23'")
+
+# ruff: noqa: E402
 import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 from transformers.utils.chat_template_utils import jinja2  # None without it; chats need it, loading does not
-from transformers.utils.versions import require_version
 from transformers.video_processing_utils import VideoProcessorMixin
 
 from .chat_video_panda import (
@@ -20,18 +26,23 @@ from .chat_video_panda import (
     check_conversations,
     count_placeholders,
     is_plain,
+    lay_out_mask,
     mark_user_text,
     sanitized_assistant_masks,
 )
 from .geometry_video_panda import frame_token_sequence
-from .image_processing_video_panda import VideoPandaImageProcessor, VideoPandaImagesKwargs
-from .video_inputs_video_panda import flatten_videos
+from .image_processing_video_panda import (
+    VideoPandaImageProcessor,
+    VideoPandaImagesKwargs,
+    count_images,
+    count_images_per_prompt,
+)
+from .options_video_panda import plain_call_options
+from .video_inputs_video_panda import count_videos_per_prompt, flatten_videos, without_empty
 from .video_processing_video_panda import VideoPandaVideoProcessor, VideoPandaVideosKwargs
 
-# Before 5.23 the processors of transformers cannot tell a control token of the template from one that a user typed.
-require_version("transformers>=5.23", "This checkpoint's processor needs it: pip install 'transformers>=5.23'")
-
 PLACEHOLDER_TOKENS = ("<video>", "<row>", "<frame>", "<image>")
+_COMMON_VARIABLES = ("enable_thinking", "date_string", "add_vision_id")
 
 
 class VideoPandaProcessorKwargs(ProcessingKwargs, total=False):
@@ -137,13 +148,13 @@ class VideoPandaProcessor(ProcessorMixin):
                 or truncation cuts a visual's tokens.
             OSError: a file is missing or not a regular file.
         """
-        if isinstance(kwargs.get("frame_indices"), (tuple, range, np.ndarray)):
-            kwargs["frame_indices"] = np.asarray(kwargs["frame_indices"]).tolist()
-        if (kwargs.get("videos_kwargs") or {}).get("return_metadata"):
-            kwargs["videos_kwargs"] = {**kwargs["videos_kwargs"]}
-            kwargs["return_metadata"] = kwargs["videos_kwargs"].pop("return_metadata")
+        kwargs = plain_call_options(kwargs, self.valid_processor_kwargs, type(self).__name__)
+        given_images, given_videos = images, videos
         images, text, videos, audio = self.prepare_inputs_layout(images, text, videos, audio)
         self._check_inputs(images, text, videos, audio)
+        if text is not None:
+            self._check_prompts(text, self.video_token, "videos", count_videos_per_prompt(given_videos))
+            self._check_prompts(text, self.image_token, "images", count_images_per_prompt(given_images))
         try:
             return super().__call__(images=images, text=text, videos=videos, audio=audio, **kwargs)
         except StrictDataclassError as error:
@@ -158,7 +169,7 @@ class VideoPandaProcessor(ProcessorMixin):
             text = [text]
         elif isinstance(text, (list, tuple)):
             text = list(text)  # placeholders are replaced in it
-        return _without_empty(images), text, _without_empty(videos), audio
+        return without_empty(images), text, without_empty(videos), audio
 
     def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs):
         """Nothing is left to check here.
@@ -189,7 +200,7 @@ class VideoPandaProcessor(ProcessorMixin):
                         f"{self.image_token} for each visual"
                     )
         self._check_count(text, self.video_token, "videos", 0 if videos is None else len(flatten_videos(videos)))
-        self._check_count(text, self.image_token, "images", 0 if images is None else _count_images(images))
+        self._check_count(text, self.image_token, "images", 0 if images is None else count_images(images))
 
     @staticmethod
     def _check_count(text: list[str], token: str, kind: str, num_given: int) -> None:
@@ -198,6 +209,20 @@ class VideoPandaProcessor(ProcessorMixin):
             raise ValueError(
                 f"The text holds {num_placeholders} {token} placeholders, but {num_given} {kind} were given"
             )
+
+    @staticmethod
+    def _check_prompts(text: list[str], token: str, kind: str, counts: list[int] | None) -> None:
+        """Where the visuals are given prompt by prompt, each prompt must have as many placeholders as visuals."""
+        if counts is None:
+            return
+        if len(counts) != len(text):
+            raise ValueError(f"{kind} holds {len(counts)} lists, expected one for each of {len(text)} prompts")
+        for place, (sample, num_given) in enumerate(zip(text, counts)):
+            num_placeholders = count_placeholders(sample, token)
+            if num_placeholders != num_given:
+                raise ValueError(
+                    f"Prompt {place} holds {num_placeholders} {token} placeholders, but {num_given} {kind} were given for it"
+                )
 
     def _process_videos(self, videos, **kwargs):
         processed = self.video_processor(videos, **kwargs)
@@ -303,6 +328,11 @@ class VideoPandaProcessor(ProcessorMixin):
         given = {**(processor_kwargs.get("text_kwargs") or {}), **processor_kwargs}
         processor_kwargs.update((key, value) for key, value in defaults.items() if key not in given)
         sanitize = tokenize if sanitize_control_tokens is None else sanitize_control_tokens
+        template = self._resolve_chat_template(chat_template)
+        # Callers give these to whatever template there is.
+        kwargs = {key: value for key, value in kwargs.items() if key not in _COMMON_VARIABLES or key in template}
+        if continue_final_message and "continues_answer" in template:
+            kwargs["continues_answer"] = True  # transformers does not tell the template
         apply = partial(
             super().apply_chat_template,
             conversation,
@@ -318,7 +348,6 @@ class VideoPandaProcessor(ProcessorMixin):
                 return apply(processor_kwargs=processor_kwargs, sanitize_control_tokens=sanitize)
             if continue_final_message:
                 raise ValueError("return_assistant_tokens_mask does not go with continue_final_message")
-            template = self._resolve_chat_template(chat_template)
             variables = {"add_generation_prompt": add_generation_prompt, **kwargs}
             return self._apply_with_masks(apply, conversation, template, variables, processor_kwargs, sanitize)
         except jinja2.TemplateError as error:
@@ -341,22 +370,14 @@ class VideoPandaProcessor(ProcessorMixin):
             variables = {**self.tokenizer.special_tokens_map, **marked_variables[0]}
             encoded = sanitized_assistant_masks(self.tokenizer, template, marked, replacements, variables)
             inputs["assistant_masks"] = [
-                self._lay_out(mask, row) for (_, mask), row in zip(encoded, inputs["attention_mask"])
+                lay_out_mask(mask, row, self.tokenizer.truncation_side)
+                for (_, mask), row in zip(encoded, inputs["attention_mask"])
             ]
         if isinstance(inputs["input_ids"], torch.Tensor):
             inputs["assistant_masks"] = torch.as_tensor(inputs["assistant_masks"])
         elif isinstance(inputs["input_ids"], np.ndarray):
             inputs["assistant_masks"] = np.asarray(inputs["assistant_masks"])
         return inputs
-
-    def _lay_out(self, mask: list[int], attention_row) -> list[int]:
-        """A prompt's mask at the places where padding and truncation put its tokens."""
-        kept = [position for position, attended in enumerate(attention_row) if attended]
-        mask = mask[: len(kept)] if self.tokenizer.truncation_side == "right" else mask[len(mask) - len(kept) :]
-        row = [0] * len(attention_row)
-        for position, value in zip(kept, mask):
-            row[position] = value
-        return row
 
 
 def _fill_vocabulary(tokenizer, num_text_tokens: int) -> None:
@@ -368,20 +389,6 @@ def _fill_vocabulary(tokenizer, num_text_tokens: int) -> None:
         raise ValueError(f"The tokenizer has {len(tokenizer)} tokens, more than the vocabulary's {num_text_tokens}")
     unused = [f"<unused_{number}>" for number in range(len(tokenizer), num_text_tokens)]
     tokenizer.add_tokens(unused, special_tokens=True)
-
-
-def _without_empty(visuals):
-    """Drop the empty lists of a batch in which some prompts have no visuals; None if nothing is left of it."""
-    if not isinstance(visuals, (list, tuple)) or not any(isinstance(own, (list, tuple)) and not own for own in visuals):
-        return visuals
-    return [own for own in visuals if not (isinstance(own, (list, tuple)) and not own)] or None
-
-
-def _count_images(images) -> int:
-    """How many pictures `VideoPandaImageProcessor` will make of these."""
-    if isinstance(images, (list, tuple)):
-        return sum(map(_count_images, images))
-    return len(images) if getattr(images, "ndim", None) == 4 else 1
 
 
 VideoPandaProcessor.register_for_auto_class()

@@ -6,6 +6,7 @@ open something else: FFmpeg would follow `concat:`, `subfile,,` and `http://` by
 
 import base64
 import binascii
+import http.client
 import io
 import os
 import stat
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_DOWNLOAD_BYTES = 2**30
 DOWNLOAD_TIMEOUT_S = 120.0
@@ -52,6 +53,8 @@ def regular_file(source: str | os.PathLike) -> str:
         IsADirectoryError: a directory is there.
         OSError: something else than a regular file is there (a pipe, a device).
     """
+    if not os.fspath(source):
+        raise FileNotFoundError("the path is empty, expected the path of a file")
     path = os.path.realpath(os.fspath(source))
     try:
         mode = os.stat(path).st_mode
@@ -90,15 +93,19 @@ def download(
     chunks, size = [], 0
     try:
         with _web_opener().open(url, timeout=min(SOCKET_TIMEOUT_S, timeout_s)) as response:
-            while chunk := response.read1(1 << 20):
+            while size <= max_bytes and (chunk := response.read1(1 << 20)):
                 size += len(chunk)
-                if size > max_bytes:
-                    raise ValueError(f"{url} is larger than the {max_bytes} bytes allowed")
                 if time.monotonic() > deadline:
-                    raise TimeoutError(f"{url} did not arrive within {timeout_s:g} s")
+                    raise TimeoutError(f"it did not arrive within {timeout_s:g} s")
                 chunks.append(chunk)
-    except urllib.error.URLError as error:
-        raise OSError(f"cannot fetch {url}: {error}") from error
+            num_missing = response.length or 0
+    # ValueError: urllib's word for an address that is none
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise OSError(f"cannot fetch {url}: {str(error) or type(error).__name__}") from error
+    if size > max_bytes:
+        raise ValueError(f"{url} is larger than the {max_bytes} bytes allowed")
+    if num_missing:
+        raise OSError(f"cannot fetch {url}: it broke off, {num_missing} bytes before its end")
     return b"".join(chunks)
 
 
@@ -150,6 +157,8 @@ def load_rgb_image(source, *, allow_urls: bool = False, convert_rgb: bool = True
         image = ImageOps.exif_transpose(image)
         if image.mode != "RGB" and not convert_rgb:
             raise ValueError(f"{name}: mode {image.mode!r}, expected 'RGB' (or do_convert_rgb=True)")
+        if image.mode == "F":
+            raise ValueError(f"{name}: mode 'F' (floats of any size), expected whole numbers or an array in [0, 1]")
         if image.mode.startswith("I"):
             # PIL clips 16-bit gray at 255, which would turn nearly all of it white.
             image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
@@ -186,6 +195,8 @@ def _open_image(source, allow_urls: bool) -> Image.Image:
         raise ValueError(f"{name}: the picture is empty (0 bytes)")
     try:
         return Image.open(io.BytesIO(content))
+    except UnidentifiedImageError:  # its message tells of a file object that the caller has never seen
+        raise ValueError(f"{name}: not a picture that can be read") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{name}: not a picture that can be read: {error}") from error
 

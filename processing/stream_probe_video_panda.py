@@ -11,7 +11,9 @@ for*, without an error. This file says where its answer is known to be exact. Me
   everything in AVI, MPEG-TS, MPEG-PS and WMV; HEVC with closed GOPs fails outright.
 """
 
-import os
+import itertools
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -27,6 +29,7 @@ _PACKET_IS_PICTURE = frozenset({"h264", "hevc", "vp8", "vp9", "av1", "mjpeg", "p
 _CLEAN_KEY_FRAMES = frozenset({"vp8", "vp9"})
 _ONLY_KEY_FRAMES = frozenset({"mjpeg", "prores"})
 _H264_IDR = 5
+_MAX_REORDERED_FRAMES = 16  # H.264 and HEVC allow no more
 
 
 @dataclass
@@ -181,28 +184,23 @@ def _has_idr_picture(packet, nal_length_size: int | None) -> bool:
     return False
 
 
-def looks_like_text(head: bytes) -> bool:
-    """Whether a file's first bytes are plain text.
+def follow_damage(frames: Iterable) -> Iterator[tuple]:
+    """Each frame, and whether damage that FFmpeg noticed shows in it.
 
-    No video format begins so, but playlists (M3U8, ffconcat, MPD, SDP) do, and those would make FFmpeg open the other
-    files and addresses they name.
+    FFmpeg flags the picture whose data is bad and not those predicted from it. These are the ones after it, up to the next
+    key frame, and B-frames in front of it, which wait here for the picture that follows them.
 
     Args:
-        head: the first bytes of the file, up to a few thousand.
+        frames: PyAV frames in the order they are shown.
     """
-    if any(byte < 32 and byte not in b"\t\r\n\f" for byte in head):
-        return False
-    try:
-        # a character cut at the end does not make it binary
-        head[: max(0, len(head) - 3)].decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return bool(head)
-
-
-def read_head(source: str | bytes, num_bytes: int = 4096) -> bytes:
-    """The first bytes of a file or of bytes in memory."""
-    if isinstance(source, bytes):
-        return source[:num_bytes]
-    with open(os.fspath(source), "rb") as file:
-        return file.read(num_bytes)
+    waiting, damaged_before = deque(), False
+    for frame in itertools.chain(frames, [None]):
+        if frame is not None:
+            waiting.append(frame)
+        is_between = frame is not None and frame.pict_type == av.video.frame.PictureType.B
+        damaged_ahead = any(other.is_corrupt for other in waiting)
+        # Some encoders write nothing but B-frames: no more than a decoder can hold back are waited for.
+        while waiting and (not is_between or len(waiting) > _MAX_REORDERED_FRAMES):
+            shown = waiting.popleft()
+            yield shown, shown.is_corrupt or (not shown.key_frame and (damaged_before or damaged_ahead))
+            damaged_before = shown.is_corrupt or (damaged_before and not shown.key_frame)

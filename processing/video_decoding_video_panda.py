@@ -18,8 +18,16 @@ import numpy as np
 import torch
 from transformers.video_utils import VideoMetadata
 
+from .containers_video_panda import (
+    SELF_CONTAINED_FORMATS,
+    is_indexed_container,
+    is_known_clip,
+    looks_like_text,
+    missing_matroska_bytes,
+    read_head,
+)
 from .sources_video_panda import describe_source, download, is_url, regular_file
-from .stream_probe_video_panda import VideoPandaStreamInfo, best_video_stream, looks_like_text, probe_stream, read_head
+from .stream_probe_video_panda import VideoPandaStreamInfo, best_video_stream, follow_damage, probe_stream
 
 try:
     import av
@@ -114,7 +122,7 @@ def decode_video(
     indices = _ask(choose_frames, metadata, opened)
 
     frames = None
-    if info.random_access_is_exact:
+    if info.random_access_is_exact and is_indexed_container(read_head(opened.content)):
         frames = _read_random_access(opened, indices, len(times), (metadata.height, metadata.width))
     metadata.video_backend = "pyav" if frames is None else "decord"
     if frames is None:
@@ -138,6 +146,8 @@ def _open_source(source, allow_urls: bool) -> _VideoPandaSource:
         raise opened.error("is empty (0 bytes), expected a video")
     if looks_like_text(head):
         raise opened.error(f"is a text, expected a video; it begins with {head[:40].decode('utf-8', 'replace')!r}")
+    if num_missing := missing_matroska_bytes(opened.content):
+        raise opened.error(f"is cut off: it states a length of {num_missing} bytes more than there are")
     return opened
 
 
@@ -155,8 +165,9 @@ def _ask(choose_frames: Callable, metadata: VideoMetadata, opened: _VideoPandaSo
 
 
 def _open_pyav(opened: _VideoPandaSource):
-    # "file" alone: nothing inside a file can make FFmpeg open an address.
-    return av.open(opened.open(), options={"protocol_whitelist": "file"})
+    # Nothing inside a file can make FFmpeg open an address ("file" alone) or another file (no lists of files).
+    options = {"protocol_whitelist": "file", "format_whitelist": ",".join(SELF_CONTAINED_FORMATS)}
+    return av.open(opened.open(), options=options)
 
 
 def _pyav_errors() -> tuple[type[Exception], ...]:
@@ -240,10 +251,10 @@ def _read_from_start(opened: _VideoPandaSource, indices: list[int], size_px: tup
     for place, index in enumerate(indices):
         places.setdefault(index, []).append(place)
     missing = set(places)
-    for index, frame in enumerate(_iterate_frames(opened)):
+    for index, (frame, is_damaged) in enumerate(follow_damage(_iterate_frames(opened))):
         if index in places:
-            if frame.is_corrupt:
-                raise opened.error(f"frame {index} is damaged")
+            if is_damaged:
+                raise opened.error(f"frame {index} is damaged, or one that it is predicted from")
             picture = _upright(frame)
             if picture.shape[:2] != size_px:
                 # Some streams change their size on the way; decord, too, scales to the size of the stream.
@@ -320,6 +331,8 @@ def _read_with_decord_alone(
     head = read_head(opened.content)
     if head[:1] == b"G" and head[188:189] == b"G":
         raise opened.error("is an MPEG transport stream, which decord alone reads wrongly; pip install av")
+    if not is_known_clip(head):
+        raise opened.error("is not of a format that is safe to open with decord alone; pip install av")
     try:
         with _VideoPandaQuietDecord(decord):
             first = last = None

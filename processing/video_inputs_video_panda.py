@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from transformers.video_utils import VideoMetadata
 
+from .geometry_video_panda import check_fps
 from .sources_video_panda import describe_source, is_image_file_name
 from .video_decoding_video_panda import VideoPandaVideoMetadata
 
@@ -69,6 +70,30 @@ def flatten_videos(videos) -> list:
     return [video for item in videos for video in flatten_videos(item)]
 
 
+def count_videos_per_prompt(videos) -> list[int] | None:
+    """How many videos each prompt has, if they are given in one list for each.
+
+    Args:
+        videos: as in `flatten_videos`, with empty lists for prompts without any.
+
+    Returns:
+        Their numbers, or None where there is no such nesting: [[frame, frame], [frame]] may be two prompts or the two
+        videos of one.
+    """
+    if not isinstance(videos, (list, tuple)) or not videos or not all(isinstance(own, (list, tuple)) for own in videos):
+        return None
+    if all(own and all(is_frame(item) for item in own) for own in videos):
+        return None
+    return [len(flatten_videos(own)) if own else 0 for own in videos]
+
+
+def without_empty(visuals):
+    """Drop the empty lists of a batch in which some prompts have no visuals; None if nothing is left of it."""
+    if not isinstance(visuals, (list, tuple)) or not any(isinstance(own, (list, tuple)) and not own for own in visuals):
+        return visuals
+    return [own for own in visuals if not (isinstance(own, (list, tuple)) and not own)] or None
+
+
 def describe_video(video, place: int) -> str:
     """How an error message calls one of the videos."""
     return describe_source(video) if is_video_file(video) else f"videos[{place}]"
@@ -112,5 +137,7 @@ def _copy_metadata(item) -> VideoPandaVideoMetadata:
         copy = VideoPandaVideoMetadata(**{"total_num_frames": None, **fields})
     except TypeError as error:
         raise ValueError(f"`video_metadata` has a field that is not known: {error}") from error
+    if copy.fps is not None:
+        check_fps(copy.fps, "video_metadata.fps")
     copy.source_frame_times = getattr(item, "source_frame_times", None)
     return copy

@@ -18,6 +18,7 @@ from transformers.video_utils import VideoMetadata
 
 from .canvas_video_panda import VideoPandaCanvas, VideoPandaCanvasMixin, as_uint8_frames
 from .frame_request_video_panda import VideoPandaFrameRequest, choose_present, indices_per_video
+from .options_video_panda import check_names, plain_options
 from .sources_video_panda import load_rgb_image
 from .video_decoding_video_panda import decode_video
 from .video_inputs_video_panda import (
@@ -71,6 +72,7 @@ class VideoPandaVideoProcessor(VideoPandaCanvasMixin, VideoProcessorMixin):
     valid_kwargs = VideoPandaVideosKwargs
     model_input_names = ["pixel_values_videos", "video_grid_thw"]  # noqa: RUF012 (transformers' contract)
 
+    per_call_kwargs = ("frame_indices", "start", "end", "video_metadata", "return_tensors")
     num_frames = 8
     do_sample_frames = True
 
@@ -96,6 +98,7 @@ class VideoPandaVideoProcessor(VideoPandaCanvasMixin, VideoProcessorMixin):
             ValueError: an option or a video that does not fit, or damaged data; says which and why.
             OSError: a file that is missing or not a regular file, or a URL that cannot be fetched.
         """
+        kwargs = plain_options(kwargs)
         self._check_kwargs(kwargs)
         given = {key: value for key, value in kwargs.items() if value is not None}
         canvas = self._canvas(given)
@@ -138,7 +141,8 @@ class VideoPandaVideoProcessor(VideoPandaCanvasMixin, VideoProcessorMixin):
         Raises:
             ValueError: the request does not fit the video.
         """
-        given = {"num_frames": num_frames, "fps": fps, **kwargs}
+        given = plain_options({"num_frames": num_frames, "fps": fps, **kwargs})
+        check_names(kwargs, ("frame_indices", "start", "end", "do_sample_frames"), "sample_frames")
         request = self._requests({key: value for key, value in given.items() if value is not None}, 1)[0]
         return np.array(request.choose(metadata), dtype=np.int64)
 
@@ -184,6 +188,8 @@ class VideoPandaVideoProcessor(VideoPandaCanvasMixin, VideoProcessorMixin):
         ):
             name = describe_video(video, place)
             if is_video_file(video):
+                if known is not None:
+                    raise ValueError(f"{name}: `video_metadata` is for frames that are given; a file says it itself")
                 frames_THWC, metadata = self.fetch_videos(video, request.choose, allow_urls)
                 frames = [frames_THWC.permute(0, 3, 1, 2)]
             elif is_array(video):
@@ -233,8 +239,6 @@ class VideoPandaVideoProcessor(VideoPandaCanvasMixin, VideoProcessorMixin):
             if others:
                 raise ValueError(f"`frame_indices` already says which frames to take; got {', '.join(others)} as well")
         num_frames = given.get("num_frames", self.num_frames)
-        if isinstance(num_frames, bool) or num_frames < 1:
-            raise ValueError(f"`num_frames` must be at least 1, got {num_frames!r}")
         sampling = ("num_frames", "fps", "frame_indices", "start", "end")
         shared = {
             "num_frames": num_frames,

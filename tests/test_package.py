@@ -5,6 +5,7 @@ import configparser
 import re
 import subprocess
 import sys
+import textwrap
 from collections import Counter
 from importlib import metadata
 from pathlib import Path
@@ -230,6 +231,23 @@ def test_a_public_name_can_be_the_first_thing_used(name):
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == name
+
+
+@pytest.mark.parametrize("module", ["modeling_video_panda.stab_video_panda", "processing.sources_video_panda"])
+def test_a_module_can_be_imported_first_and_all_is_registered_in_the_end(module):
+    program = f"""
+        import video_panda.{module}
+        from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForMultimodalLM, AutoProcessor
+        from transformers.models.auto.modeling_auto import MODEL_MAPPING
+        from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+        from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
+        from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING
+        config = type(AutoConfig.for_model("video_panda"))
+        mappings = MODEL_MAPPING, PROCESSOR_MAPPING, IMAGE_PROCESSOR_MAPPING, VIDEO_PROCESSOR_MAPPING
+        assert all(config in mapping for mapping in mappings)
+    """
+    result = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 def test_the_names_other_people_rely_on_are_public():

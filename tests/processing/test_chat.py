@@ -92,12 +92,33 @@ def test_the_answer_can_be_continued():
     conversation = [turn("user", "Who?"), turn("assistant", "The ch")]
     processor = shared_processor("byte_bpe")
     prompt = processor.apply_chat_template(conversation, continue_final_message=True)
-    assert prompt == f"<s>{TRAINS} USER: Who? ASSISTANT: The ch"
+    assert prompt == f"<s>{ASKS} USER: Who? ASSISTANT: The ch", "as the release asks, since the model is to go on"
     inputs = encode("byte_bpe", [conversation, [*TWO_TURNS[:1], turn("assistant", "A")]], continue_final_message=True)
     assert processor.decode(inputs["input_ids"][0]).endswith(prompt)
     assert inputs["attention_mask"][:, -1].tolist() == [1, 1], "padded on the left"
     with pytest.raises(ValueError, match="continue_final_message"):
         encode_with_masks("byte_bpe", conversation, continue_final_message=True)
+
+
+def test_the_template_works_without_this_processor_and_others_with_it():
+    conversation = [turn("user", "Who?"), turn("assistant", "The ch")]
+    tokenizer = shared_processor("byte_bpe").tokenizer
+    alone = tokenizer.apply_chat_template(
+        conversation, chat_template=VICUNA_CHAT_TEMPLATE, continue_final_message=True, tokenize=False
+    )
+    assert alone == f"<s>{TRAINS} USER: Who? ASSISTANT: The ch"
+    other = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    assert encode("byte_bpe", conversation, chat_template=other, continue_final_message=True)["input_ids"].numel()
+
+
+def test_variables_that_our_template_does_not_know_and_options_that_nobody_knows():
+    conversation = [turn("user", "Who?")]
+    expected = encode("byte_bpe", conversation)
+    for known in ({"tools": None}, {"enable_thinking": False}):
+        assert torch.equal(encode("byte_bpe", conversation, **known)["input_ids"], expected["input_ids"])
+    for wrong in ({"num_frame": 4}, {"processor_kwargs": {"num_frame": 4}}):
+        with pytest.raises(ValueError, match="no option `num_frame`; did you mean `num_frames`"):
+            encode("byte_bpe", conversation, **wrong)
 
 
 def test_the_page_shows_the_true_format():

@@ -13,6 +13,7 @@ from video_panda.processing.geometry_video_panda import (
     check_frame_indices,
     choose_frames,
     choose_frames_at_rate,
+    choose_frames_at_times,
     frame_token_sequence,
     frames_in_window,
     num_frame_tokens,
@@ -175,3 +176,31 @@ def test_token_sequence(h, w, use_row_token):
     assert text[0] == "f"
     rows = text[1:].split("r")[:-1] if use_row_token else [text[1:][row * w : (row + 1) * w] for row in range(h)]
     assert rows == ["p" * w] * h
+
+
+@given(st.integers(1, 60), st.sampled_from([1, 12, 23.976, 25, 29.97, 60, 120]), st.sampled_from([0.3, 1, 2, 7.5, 100]))
+def test_evenly_timed_frames_are_chosen_as_without_times(num_frames, source_fps, fps):
+    """Also where the container counts in whole milliseconds."""
+    for times in (
+        [index / source_fps for index in range(num_frames)],
+        [7 + round(1000 * index / source_fps) / 1000 for index in range(num_frames)],
+    ):
+        for most in (None, 3):
+            got = choose_frames_at_times(times, source_fps, fps, most)
+            assert got == choose_frames_at_rate(num_frames, source_fps, fps, most)
+
+
+@given(st.lists(st.integers(1, 3000), min_size=1, max_size=40), st.sampled_from([0.1, 0.5, 1, 2, 5]))
+def test_unevenly_timed_frames_are_those_on_the_screen(gaps_ms, fps):
+    times = [sum(gaps_ms[:place]) / 1000 for place in range(len(gaps_ms) + 1)]
+    source_fps = len(gaps_ms) / times[-1]
+    got = choose_frames_at_times(times, source_fps, fps, end=times[-1] + 1)
+    tick = min(0.0010001, 0.25 / source_fps)
+    shown = {0}
+    for number in range(int((times[-1] + 1) * fps) + 2):
+        if number / fps < times[-1] + 1 - tick:
+            shown.add(max(index for index, time in enumerate(times) if time - tick <= number / fps))
+    if any(abs(time - index / source_fps) > 0.0010001 for index, time in enumerate(times)):
+        assert got == sorted(shown)
+    assert got[0] == 0
+    assert got == sorted(set(got))

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from clips import barcode_frame, read_barcode
+from clips import barcode_frame, read_barcode, write_clip
 from PIL import Image
 
 from video_panda.processing.canvas_video_panda import CLIP_MEAN, CLIP_STD
@@ -181,3 +181,18 @@ def test_save_and_load(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[[1, 2, 3]]"
+
+
+def test_pictures_that_are_refused_say_why(tmp_path):
+    processor = VideoPandaImageProcessor(image_size=84)
+    clip = write_clip(tmp_path / "clip.mp4", 3)
+    with pytest.raises(ValueError, match=r"clip\.mp4: not a picture that can be read$"):
+        processor(clip)
+    with pytest.raises(ValueError, match="mode 'F'"):
+        processor(Image.new("F", (30, 20), 0.5))
+    with pytest.raises(ValueError, match="uint16"):
+        processor(np.zeros((8, 8, 3), np.uint16))
+    with pytest.raises(FileNotFoundError, match="path is empty"):
+        processor("")
+    with pytest.raises(ValueError, match="no option `imagesize`; did you mean `image_size`"):
+        VideoPandaImageProcessor(imagesize=84)

@@ -431,6 +431,69 @@ def test_bad_calls_are_refused_with_the_reason(call, message):
         shared_processor()(**call)
 
 
+@pytest.mark.parametrize("frame", [np.zeros((3, 9, 9, 3), np.uint8), [black(9, 9)]], ids=["array", "list of frames"])
+def test_visuals_given_prompt_by_prompt_belong_to_their_prompt(media, frame):
+    processor, clip, photo = shared_processor(), str(media / "clip.mp4"), str(media / "photo.png")
+    for texts, videos, message in [
+        (["<video> A", "<video> B"], [[clip, frame], []], "Prompt 0 holds 1 <video> .* 2 videos were given for it"),
+        (["<video> A", "<video> B"], [[], [clip, frame]], "Prompt 0 holds 1 <video> .* 0 videos were given for it"),
+        (["a", "<video><video>"], [[frame], [clip]], "Prompt 0 holds 0 <video> .* 1 videos were given for it"),
+        (["<video>"], [[clip], []], "videos holds 2 lists, expected one for each of 1 prompts"),
+        (["<video>", "<video>"], [[clip, clip]], "videos holds 1 lists, expected one for each of 2 prompts"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            processor(text=texts, videos=videos)
+    with pytest.raises(ValueError, match=r"Prompt 0 holds 2 <image> .* 3 images were given for it"):
+        processor(text=["<image><image>", "<image>"], images=[[photo, photo, photo], []])
+    with pytest.raises(ValueError, match="images holds 2 lists, expected one for each of 1 prompts"):
+        processor(text="<image>", images=[[photo], []])
+    two = processor(
+        text=["<video><video>", "none", "<image>"], videos=[[clip, frame], [], []], images=[[], [], [photo]]
+    )
+    assert two["video_grid_thw"].shape == (2, 3)
+    # Lists of nothing but pictures may as well be the videos of one prompt.
+    videos = [[black(9, 9), black(9, 9)], [black(9, 9)]]
+    assert processor(text="<video><video>", videos=videos)["video_grid_thw"].tolist() == [[2, 3, 3], [1, 3, 3]]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_frame": 4}, "VideoPandaProcessor has no option `num_frame`; did you mean `num_frames`.*knows.*fps"),
+        ({"videos_kwargs": {"num_frame": 4}}, "videos_kwargs has no option `num_frame`; did you mean `num_frames`"),
+        ({"images_kwargs": {"imagesize": 4}}, "images_kwargs has no option `imagesize`; did you mean `image_size`"),
+        ({"text_kwargs": {"paddin": True}}, "text_kwargs has no option `paddin`"),
+        ({"common_kwarg": {}}, "common_kwarg"),
+        ({"num_frames": 1.5}, "num_frames.*1.5"),
+    ],
+    ids=str,
+)
+def test_options_that_nobody_knows(options, message):
+    with pytest.raises(ValueError, match=message):
+        shared_processor()(text="<video>", videos=black(3, 9, 9), **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_frames": np.int64(2)},
+        {"num_frames": torch.tensor(2)},
+        {"frame_indices": [torch.tensor(0), np.int64(2)]},
+        {"videos_kwargs": {"frame_indices": np.array([0, 2])}},
+        {"videos_kwargs": {"num_frames": np.int32(2)}},
+    ],
+    ids=str,
+)
+def test_numbers_of_numpy_and_torch(options):
+    options = {**options, "return_metadata": True, "common_kwargs": {"return_tensors": "pt"}}
+    given, clip = shared_processor(), {"type": "video", "video": black(3, 9, 9)}
+    for inputs in (
+        given(text="<video>", videos=clip["video"], **options),
+        given.apply_chat_template(chat(clip), tokenize=True, return_dict=True, processor_kwargs=options),
+    ):
+        assert inputs["video_metadata"][0].frames_indices == [0, 2]
+
+
 def test_a_missing_file_is_named():
     for call in ({"text": "<video>", "videos": "no/such.mp4"}, {"text": "<image>", "images": "no/such.mp4"}):
         with pytest.raises(FileNotFoundError, match=r"no/such\.mp4"):

@@ -1,6 +1,8 @@
 """The processor's tokenizer, saving and loading, and the hooks of transformers it hangs on."""
 
+import ast
 import functools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from transformers import AddedToken, AutoProcessor
 from transformers.processing_utils import ProcessorMixin
 
 from video_panda import VideoPandaImageProcessor, VideoPandaProcessor, VideoPandaVideoProcessor
+from video_panda.processing import processing_video_panda
 
 KINDS = ("byte_bpe", "metaspace_bpe", "words")
 TOKENS = ["<video>", "<row>", "<frame>", "<image>"]
@@ -146,6 +149,17 @@ def test_another_video_processor_is_refused():
     parts = shared_processor()
     with pytest.raises(TypeError, match="VideoPandaVideoProcessor, got str"):
         VideoPandaProcessor(parts.image_processor, "nothing", parts.tokenizer)
+
+
+def test_the_version_is_checked_before_what_needs_it_is_imported():
+    """An older transformers fails at the imports, with words that do not say what to do."""
+    tree = ast.parse(Path(processing_video_panda.__file__).read_text(encoding="utf-8"))
+    [place] = [number for number, node in enumerate(tree.body) if "id='require_version'" in ast.dump(node)]
+    before = [node.module for node in tree.body[:place] if isinstance(node, ast.ImportFrom)]
+    assert not [
+        name for name in before if name.startswith(("transformers", "huggingface_hub")) and "versions" not in name
+    ]
+    assert all(node.level == 0 for node in tree.body[:place] if isinstance(node, ast.ImportFrom))
 
 
 # ----------------------------------------------------------------------------------------------- transformers' hooks

@@ -10,6 +10,7 @@ import random
 import subprocess
 import sys
 import threading
+import time
 
 import av
 import numpy as np
@@ -17,7 +18,8 @@ import pytest
 import torch
 from clips import barcode_frame, read_barcodes, set_rotation, truncate, write_audio, write_clip
 
-from video_panda.processing import stream_probe_video_panda as probe
+from video_panda.processing import containers_video_panda as containers
+from video_panda.processing import stream_probe_video_panda as stream_probe
 from video_panda.processing import video_decoding_video_panda as decoding
 from video_panda.processing.video_decoding_video_panda import VideoDecodeError, VideoPandaDecodeError, decode_video
 
@@ -277,7 +279,7 @@ def test_a_file_cut_off_after_its_index(tmp_path):
 
 
 def test_data_damaged_in_the_middle(tmp_path):
-    """Neither reader may answer with a neighbouring or a half-decoded frame."""
+    """What FFmpeg notices is an error. It does not notice everything: see "Damaged files" in docs/processor.md."""
     whole = write_clip(tmp_path / "whole.mp4", 30, options={"x264-params": "keyint=30"}, width=160, height=96)
     with av.open(str(whole)) as container:
         packets = [packet for packet in container.demux(video=0) if packet.size]
@@ -290,6 +292,69 @@ def test_data_damaged_in_the_middle(tmp_path):
         decode_video(broken, take(list(range(30))))
 
 
+def test_damage_lasts_until_the_next_key_frame(tmp_path):
+    """FFmpeg flags the damaged picture alone; those predicted from it are just as wrong."""
+    options = {"x264-params": "keyint=10:min-keyint=10:scenecut=0:bframes=2:b-adapt=0:ref=1"}
+    source = write_clip(tmp_path / "whole.mkv", NUM_FRAMES, options=options, width=160, height=96)
+    with av.open(str(source)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    victim = packets[11]  # the first one after the second key frame: a P-frame, shown as number 13
+    content = bytearray(source.read_bytes())
+    start = content.find(bytes(victim))
+    content[start + victim.size // 3 : start + victim.size] = random.Random(0).randbytes(victim.size - victim.size // 3)
+    broken = tmp_path / "broken.mkv"
+    broken.write_bytes(bytes(content))
+    with av.open(str(broken)) as container:
+        flagged = [index for index, frame in enumerate(container.decode(video=0)) if frame.is_corrupt]
+    assert flagged, "FFmpeg notices this damage"
+    assert set(flagged) < set(range(11, 20))
+
+    opened = decoding._VideoPandaSource(str(broken), "broken.mkv")
+    damaged = [
+        index for index, (_, bad) in enumerate(stream_probe.follow_damage(decoding._iterate_frames(opened))) if bad
+    ]
+    assert damaged == list(range(11, 20))
+    decoded = decoding._read_from_start(opened, [0, 10, 20, 39], (96, 160))
+    assert read_barcodes(decoded) == [0, 10, 20, 39]
+    for index in (11, 13, 16, 19):
+        with pytest.raises(VideoDecodeError, match=rf"broken\.mkv: frame {index} is damaged"):
+            decoding._read_from_start(opened, [0, index], (96, 160))
+
+
+def test_endless_b_frames_are_not_all_waited_for():
+    from types import SimpleNamespace
+
+    kind = av.video.frame.PictureType
+    frames = [SimpleNamespace(is_corrupt=False, key_frame=index == 0, pict_type=kind.B) for index in range(100)]
+    taken = []
+    followed = stream_probe.follow_damage(taken.append(frame) or frame for frame in frames)
+    next(followed)
+    assert len(taken) <= 17
+    assert len(list(followed)) == 99
+
+
+@pytest.mark.parametrize("name", ["h264.mkv", "vp9.webm"])
+def test_matroska_that_is_cut_off(clip, tmp_path, name):
+    content = clip(name).read_bytes()
+    assert containers.missing_matroska_bytes(content) == 0
+    for keep in (0.5, 0.9):
+        cut = truncate(clip(name), tmp_path / name, keep)
+        with pytest.raises(
+            VideoDecodeError, match=rf"{name}: is cut off: .* {len(content) - cut.stat().st_size} bytes"
+        ):
+            decode_video(cut, take([0]))
+        with pytest.raises(VideoDecodeError, match="is cut off"):
+            decode_video(cut.read_bytes(), take([0]))
+
+
+def test_matroska_of_unknown_length(tmp_path):
+    live = write_clip(tmp_path / "live.mkv", 20, container_options={"live": "1"}, width=160, height=96)
+    assert containers.missing_matroska_bytes(str(live)) == 0
+    assert read_barcodes(decode_video(live, take([19]))[0]) == [19]
+    for head in (b"", b"\x1a\x45\xdf\xa3", b"\x1a\x45\xdf\xa3\x00", b"\x1a\x45\xdf\xa3\x80\x18\x53\x80\x67\x01"):
+        assert containers.missing_matroska_bytes(head) == 0
+
+
 def test_playlists_open_nothing(tmp_path):
     secret = write_clip(tmp_path / "secret.mp4", 3)
     for name, content in {
@@ -299,8 +364,91 @@ def test_playlists_open_nothing(tmp_path):
         (tmp_path / name).write_text(content)
         with pytest.raises(VideoDecodeError, match="is a text"):
             decode_video(tmp_path / name, take([0]))
-    assert not probe.looks_like_text(secret.read_bytes()[:4096])
-    assert not probe.looks_like_text(b"")
+    assert not containers.looks_like_text(secret.read_bytes()[:4096])
+    assert not containers.looks_like_text(b"")
+
+
+LISTS = {
+    "list.mp4": b"ffconcat version 1.0\n# \x01\nfile secret.mp4\n",
+    "list.m3u8": b"#EXTM3U\n#\x01\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nsecret.ts\n#EXT-X-ENDLIST\n",
+    "%01d.dpx": b"SDPX" + bytes(100),
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+@pytest.mark.parametrize("with_pyav", [True, False])
+def test_disguised_playlists_open_nothing(tmp_path, monkeypatch, name, with_pyav):
+    """One byte that is no text, and a list of files passes for a clip: only its format tells."""
+    write_clip(tmp_path / "secret.mp4", 3)
+    write_clip(tmp_path / "secret.ts", 3, container_format="mpegts")
+    (tmp_path / name).write_bytes(LISTS[name])
+    assert not containers.looks_like_text(LISTS[name])
+    if not with_pyav:
+        monkeypatch.setattr(decoding, "av", None)
+    with pytest.raises(VideoDecodeError, match=r"not a video|not of a format"):
+        decode_video(tmp_path / name, take([0]))
+
+
+def test_what_ffmpeg_may_open(clip, monkeypatch):
+    seen = []
+    original = av.open
+    monkeypatch.setattr(av, "open", lambda *args, **kwargs: seen.append(kwargs["options"]) or original(*args, **kwargs))
+    decode_video(clip("h264.ts"), take([0]))
+    formats = {name for options in seen for name in options["format_whitelist"].split(",")}
+    assert {options["protocol_whitelist"] for options in seen} == {"file"}
+    assert not formats & {"concat", "hls", "dash", "sdp", "rtsp", "image2", "imf", "vobsub", "mlv", "lavfi", "webvtt"}
+    assert containers.is_indexed_container(clip("h264.mp4").read_bytes()[:64])
+    assert not containers.is_indexed_container(clip("h264.ts").read_bytes()[:64])
+    assert containers.is_known_clip(clip("vp9.webm").read_bytes()[:64])
+    assert not containers.is_known_clip(b"\x1a\x45\xdf\xa3 <MPD ")
+
+
+def test_decord_gets_only_its_own_containers(clip, monkeypatch):
+    """Even if the probe took a transport stream for one that decord reads exactly."""
+    original = decoding.probe_stream
+
+    def trusting(container):
+        info = original(container)
+        info.random_access_is_exact = True
+        return info
+
+    monkeypatch.setattr(decoding, "probe_stream", trusting)
+    assert decode_video(clip("h264.ts"), take([3]))[1].video_backend == "pyav"
+
+
+def test_raw_pictures_with_a_line_of_text_in_front(tmp_path):
+    path = write_clip(tmp_path / "raw.y4m", 5, codec="rawvideo", container_format="yuv4mpegpipe", width=160, height=96)
+    assert read_barcodes(decode_video(path, take([0, 4]))[0]) == [0, 4]
+
+
+def test_pictures_of_another_shape_are_read_again(clip, monkeypatch):
+    monkeypatch.setattr(decoding, "_get_batch", lambda *args: torch.zeros(1, 160, 72, 4, dtype=torch.uint8))
+    frames, metadata = decode_video(clip("h264.mp4"), take([7]))
+    assert metadata.video_backend == "pyav"
+    assert read_barcodes(frames) == [7]
+
+
+@pytest.mark.parametrize("backend", ["decord", "pyav"])
+def test_the_best_of_several_streams_is_shown(tmp_path, monkeypatch, backend):
+    path = tmp_path / "two.mkv"
+    with av.open(str(path), "w") as container:
+        streams = []
+        for width, height in ((160, 96), (320, 192)):
+            streams.append(container.add_stream("libx264", rate=25))
+            streams[-1].width, streams[-1].height, streams[-1].pix_fmt = width, height, "yuv420p"
+        streams[0].disposition = 0
+        streams[1].disposition = av.stream.Disposition.default
+        for index in range(8):
+            for stream, first in zip(streams, (500, 0)):
+                picture = barcode_frame(first + index, stream.width, stream.height)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        for stream in streams:
+            container.mux(stream.encode(None))
+    if backend == "pyav":
+        monkeypatch.setattr(decoding, "_import_decord", lambda: None)
+    frames, metadata = decode_video(path, take([0, 7]))
+    assert (metadata.width, metadata.height, metadata.video_backend) == (320, 192, backend)
+    assert read_barcodes(frames) == [0, 7]
 
 
 @pytest.mark.parametrize("indices", [[], [40], [-1], [0, 1000]])
@@ -338,6 +486,21 @@ def test_downloads_are_limited(web):
         download(url + "/to-a-file", allow_urls=True)
 
 
+def test_downloads_that_break_off(web):
+    from video_panda.processing.sources_video_panda import download
+
+    url = web(b"x" * 5000)
+    for path in ("/half", "/chunk", "/nonsense", "/nothing", "/a b", "/\x01", "/é"):
+        with pytest.raises(OSError, match="cannot fetch http://127.*" + path) as caught:
+            download(url + path, allow_urls=True)
+        assert path != "/half" or "2500 bytes before its end" in str(caught.value)
+    for address in ("http://", "http://[::1", "http://127.0.0.1:port/x"):
+        with pytest.raises(OSError, match="cannot fetch http"):
+            download(address, allow_urls=True)
+    with pytest.raises(OSError, match=r"cannot fetch .*within 0\.2 s"):
+        download(url + "/slow", allow_urls=True, timeout_s=0.2)
+
+
 @pytest.fixture
 def web():
     """A web server of one page; /missing is not there and /to-a-file redirects to file://."""
@@ -349,6 +512,26 @@ def web():
                 self.send_response(302)
                 self.send_header("Location", "file:///dev/null")
                 self.end_headers()
+                return
+            size = len(self.server.content)
+            if self.path.endswith("/half"):
+                self.send_response(200)
+                self.send_header("Content-Length", str(size))
+                self.end_headers()
+                self.wfile.write(self.server.content[: size // 2])
+                return
+            if self.path.endswith("/chunk"):
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1000\r\nabc")
+                return
+            if self.path.endswith("/slow"):
+                self.send_response(200)
+                self.end_headers()
+                for _ in range(12):
+                    self.wfile.write(b"x")
+                    time.sleep(0.05)
+                return
+            if self.path.endswith(("/nonsense", "/nothing")):
+                self.wfile.write(b"NONSENSE\r\n\r\n" if self.path.endswith("/nonsense") else b"")
                 return
             found = not self.path.endswith("/missing")
             self.send_response(200 if found else 404)

@@ -4,6 +4,8 @@ import json
 import math
 import subprocess
 import sys
+import warnings
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +152,53 @@ def test_seconds_are_those_of_the_frames_where_the_rate_varies(small, tmp_path):
     assert output["video_metadata"][0].timestamps[-4:] == pytest.approx([0.975, 1, 2, 3])
 
 
+def test_a_rate_is_that_of_the_times_where_the_rate_varies(small, tmp_path):
+    ticks = [*range(40), *range(40, 440, 40)]  # as above
+    path = write_clip(tmp_path / "uneven.mp4", 50, 40, width=160, height=96, ticks=ticks)
+
+    def seconds(**options):
+        return small(path, return_metadata=True, **options)["video_metadata"][0].timestamps
+
+    assert seconds(fps=1) == pytest.approx(list(range(11)))
+    assert seconds(fps=2) == pytest.approx([0, 0.5, *range(1, 11)])
+    assert seconds(fps=1, num_frames=3) == pytest.approx([0, 5, 10])
+    assert seconds(fps=1, start=0.5, end=4.6) == pytest.approx([0.5, 1, 2, 3, 4])
+    assert seconds(fps=1, start=0.5, end=4.4) == pytest.approx([0.5, 1, 2, 3])  # 4.5 is past the end
+    assert len(seconds(fps=40)) == 50
+    # The times come along with the frames where these are given with the metadata of the file.
+    frames, metadata = small.fetch_videos(path, lambda metadata: list(range(metadata.total_num_frames)))
+    given = small(frames, video_metadata=metadata, fps=1, return_metadata=True)["video_metadata"][0]
+    assert given.timestamps == pytest.approx(list(range(11)))
+
+
+def test_the_processors_own_rate_gives_at_most_num_frames(clip):
+    processor = VideoPandaVideoProcessor(image_size=84, fps=2, num_frames=4)
+    assert processor(clip)["video_grid_thw"].tolist() == [[4, 2, 3]]
+    assert processor(clip, fps=1)["video_grid_thw"].tolist() == [[6, 2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"num_frames": np.int64(4)}, [0, 10, 30, 50]),
+        ({"num_frames": torch.tensor(4)}, [0, 10, 30, 50]),
+        ({"fps": np.float32(1)}, [0, 10, 20, 30, 40, 50]),
+        ({"fps": torch.tensor(1.0)}, [0, 10, 20, 30, 40, 50]),
+        ({"fps": Fraction(1, 2)}, [0, 20, 40]),
+        ({"start": np.float64(5.5), "end": np.int32(6), "do_sample_frames": False}, [55, 56, 57, 58, 59]),
+        ({"frame_indices": torch.tensor([3, 4])}, [3, 4]),
+        ({"frame_indices": [np.int64(3), torch.tensor(4)]}, [3, 4]),
+        ({"frame_indices": (3, 4)}, [3, 4]),
+        ({"frame_indices": [np.array([3, 4])]}, [3, 4]),
+        ({"frame_indices": ((3, 4),)}, [3, 4]),
+        ({"frame_indices": np.array([[3, 4]])}, [3, 4]),
+    ],
+    ids=str,
+)
+def test_numbers_of_numpy_and_torch(small, clip, options, expected):
+    assert small(clip, return_metadata=True, **options)["video_metadata"][0].frames_indices == expected
+
+
 def test_the_frames_shown_are_the_frames_chosen(processor, clip):
     assert shown(processor(clip, frame_indices=[7, 3, 59, 3])) == [7, 3, 59, 3]
     assert shown(processor(clip, start=2, fps=2)) == [20, 25, 30, 35, 40, 45, 50, 55]
@@ -169,6 +218,16 @@ def test_the_frames_shown_are_the_frames_chosen(processor, clip):
         ({"start": 6.0}, "start=6.0"),
         ({"start": 3, "end": 2}, "`end` must be after `start`"),
         ({"start": float("nan")}, "start.*nan"),
+        ({"num_frames": 2.5}, "num_frames.*whole number, got 2.5"),
+        ({"num_frames": True}, "num_frames.*True"),
+        ({"num_frames": [4]}, r"num_frames.*\[4\]"),
+        ({"fps": "2"}, "fps.*'2'"),
+        ({"frame_indices": 3}, "frame_indices.*list.*3"),
+        ({"frame_indices": [1.5]}, "frame_indices.*1.5"),
+        ({"frame_indices": [[1], None]}, "frame_indices.*None"),
+        ({"num_frame": 4}, "num_frame"),
+        ({"video_metadata": {"fps": float("nan"), "total_num_frames": 60}}, "video_metadata.fps.*nan"),
+        ({"video_metadata": {"fps": 10.0, "total_num_frames": 60}}, "video_metadata.*file says it itself"),
         ({"video_metadata": [None, None]}, "2 entries.*1 videos"),
         ({"video_metadata": [{"rate": 3}]}, "video_metadata.*rate"),
         ({"size": {"height": 3, "width": 3}}, "`size`.*image_size"),
@@ -245,6 +304,52 @@ def test_sampling_of_arrays(small):
 
 
 @pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"fps": 5, "total_num_frames": 10}, "total_num_frames=10, but 6 frames.*frames_indices"),
+        ({"fps": 5, "total_num_frames": 100, "frames_indices": [1, 2]}, "2 `frames_indices`, but 6 frames"),
+        ({"fps": float("nan"), "total_num_frames": 6}, "nan"),
+        ({"fps": -5.0}, "-5"),
+    ],
+)
+def test_metadata_that_contradicts_the_frames(small, metadata, message):
+    for frames in (frames_array(range(6)), list(frames_array(range(6)))):
+        with pytest.raises(ValueError, match=message):
+            small(frames, video_metadata=metadata)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_frames": 0}, "num_frames"),
+        ({"fps": float("nan")}, "fps.*nan"),
+        ({"fps": -1}, "fps.*-1"),
+        ({"nmu_frames": 3}, "no option `nmu_frames`; did you mean `num_frames`"),
+        ({"frame_indices": [3]}, "frame_indices.*belongs in a call"),
+        ({"start": 3}, "start.*belongs in a call"),
+        ({"end": 0.0}, "end.*belongs in a call"),
+    ],
+)
+def test_bad_options_of_the_constructor(options, message):
+    with pytest.raises(ValueError, match=message):
+        VideoPandaVideoProcessor(**options)
+
+
+def test_plain_numbers_are_saved(tmp_path):
+    VideoPandaVideoProcessor(num_frames=np.int64(4), fps=np.float32(2)).save_pretrained(tmp_path)
+    loaded = VideoPandaVideoProcessor.from_pretrained(tmp_path)
+    assert (loaded.num_frames, loaded.fps) == (4, 2.0)
+
+
+def test_frames_that_must_not_be_written_to(small):
+    frames = frames_array(range(3))
+    frames.setflags(write=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert small(frames)["video_grid_thw"].tolist() == [[3, 2, 3]]
+
+
+@pytest.mark.parametrize(
     ("videos", "message"),
     [
         ([], "empty list"),
@@ -260,6 +365,7 @@ def test_sampling_of_arrays(small):
         (np.full((2, 8, 8, 3), np.nan, np.float32), r"\[0, 1\].*nan"),
         (np.full((2, 8, 8, 3), -1, np.int64), r"\[0, 255\].*-1"),
         ([np.zeros((8, 8, 3), np.uint8), "a.mp4"], "1 are pictures"),
+        (np.zeros((2, 8, 8, 3), np.uint16), "expected whole numbers in 0 ... 255.*uint16"),
         (b"", "empty"),
     ],
 )
@@ -361,6 +467,8 @@ def test_files_that_are_not_there(small, tmp_path):
         small(tmp_path / "none.mp4")
     with pytest.raises(IsADirectoryError):
         small(str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="path is empty"):
+        small("")
     with pytest.raises(ValueError, match="allow_urls"):
         small("https://localhost:9/a.mp4")
 
