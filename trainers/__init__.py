@@ -1,0 +1,1 @@
+"""Training: the three stages, distillation, teachers, data, checkpoints and the `train` command."""

@@ -1,0 +1,279 @@
+"""Distillation in a training step: hidden states are taken from the distilled layers by hooks while the model runs.
+
+The model itself knows nothing of it. Hooks see the layers' outputs by reference, so no state is copied and
+`output_hidden_states` is never needed; only the patch tokens are read, video by video, in a block that is recomputed in the
+backward pass. What a step keeps beyond the language model's own activations is the teacher's features.
+
+Shape suffixes: B prompts, L prompt length, H width of the language model, V videos, T frames, (h, w) token grid.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_outputs import ModelOutput
+
+from .alignment_head import AlignmentHead, distillation_loss, distilled_layers
+
+HEAD_NAME = "alignment_head"  # under which the trained model carries the head while it trains
+
+
+@dataclass
+class VideoPandaTrainingOutput(ModelOutput):
+    """What a training step computes.
+
+    `loss` = LM loss + weight x distillation loss; `distillation_loss` is the sum over this batch's frames divided by the
+    number of frames that the step has in all its batches.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    lm_loss: torch.FloatTensor | None = None
+    distillation_loss: torch.FloatTensor | None = None
+
+
+@dataclass
+class DistillationBatch:
+    """What the losses of one batch need beside the model's inputs.
+
+    Attributes:
+        teacher_features: one tensor (T, h', w', W) a video, valid cells only.
+        num_frames_in_step: distilled frames in all batches of the optimizer step, over all processes.
+    """
+
+    teacher_features: Sequence[torch.Tensor]
+    num_frames_in_step: int | torch.Tensor
+
+
+def find_core(model: nn.Module) -> nn.Module:
+    """The `VideoPandaModel` inside whatever wraps it: a head, PEFT, a distributed engine.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for module in model.modules():
+        names = dict(module.named_children())
+        if {"stab", "projector", "language_model"} <= set(names):
+            return module
+    raise ValueError(
+        f"{type(model).__name__} holds no Video-Panda model (a module with stab, projector, language_model)"
+    )
+
+
+def decoder_layers(language_model: nn.Module, num_layers: int) -> nn.ModuleList:
+    """The decoder layers of any language model of transformers.
+
+    Raises:
+        ValueError: it has no list of `num_layers` modules.
+    """
+    for module in language_model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == num_layers:
+            return module
+    raise ValueError(f"{type(language_model).__name__} has no list of {num_layers} decoder layers to distil from")
+
+
+class HiddenStateCapture:
+    """Holds the hidden states of chosen layers of the forward pass that runs while it is switched on.
+
+    Args:
+        language_model: its decoder layers get the hooks.
+        layers: as `distilled_layers` numbers them.
+        num_layers: of the language model.
+    """
+
+    def __init__(self, language_model: nn.Module, layers: Sequence[int], num_layers: int):
+        self.layers = list(layers)
+        self.is_on = False
+        self.states: dict[int, torch.Tensor] = {}
+        decoder = decoder_layers(language_model, num_layers)
+        self.handles = []
+        for layer in self.layers:
+            if layer == 0:
+                hook = decoder[0].register_forward_pre_hook(self._take_input, with_kwargs=True)
+            elif layer == num_layers:
+                hook = language_model.register_forward_hook(self._take_output(layer))
+            else:
+                hook = decoder[layer - 1].register_forward_hook(self._take_output(layer))
+            self.handles.append(hook)
+
+    def _take_input(self, module, args, kwargs) -> None:
+        if self.is_on:
+            self.states[0] = args[0] if args else kwargs["hidden_states"]
+
+    def _take_output(self, layer: int):
+        def take(module, args, output) -> None:
+            if self.is_on:  # the recomputation of a checkpointed layer runs while it is off
+                self.states[layer] = output if isinstance(output, torch.Tensor) else output[0]
+
+        return take
+
+    def pop(self) -> list[torch.Tensor]:
+        """The states (B, L, H) in the order of `layers`; they are let go of here."""
+        states = [self.states[layer] for layer in self.layers]
+        self.states.clear()
+        return states
+
+    def remove(self) -> None:
+        """Take the hooks out again."""
+        for handle in self.handles:
+            handle.remove()
+
+
+class TrainingLosses:
+    """Adds distillation to a model's forward pass, and lets every batch touch every trained part.
+
+    While it is attached the model carries the head as the sub-module `alignment_head`, so that optimizers and distributed
+    engines treat it like any other part of the model. A call between `begin` and `end` returns a
+    `VideoPandaTrainingOutput`; other calls (evaluation, generation) are left alone.
+
+    Args:
+        model: the trained model, as the Trainer holds it (perhaps wrapped by PEFT).
+        head: the alignment head; None: no distillation.
+        loss: "cosine" or "mse".
+        weight: of the distillation loss in the sum.
+        layer_step: as in `distilled_layers`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        head: AlignmentHead | None,
+        loss: str = "cosine",
+        weight: float = 1.0,
+        layer_step: int = 4,
+    ):
+        self.loss, self.weight = loss, weight
+        self.core = find_core(model)
+        self.batch: DistillationBatch | None = None
+        self.is_on = False
+        self.capture = None
+        if head is not None:
+            model.add_module(HEAD_NAME, head)
+            num_layers = self.core.config.text_config.num_hidden_layers
+            self.capture = HiddenStateCapture(
+                self.core.language_model, distilled_layers(num_layers, layer_step), num_layers
+            )
+        self.handles = [
+            model.register_forward_pre_hook(self._before, with_kwargs=True),
+            model.register_forward_hook(self._after, with_kwargs=True),
+        ]
+
+    def begin(self, batch: DistillationBatch | None) -> None:
+        """Switch the losses on for the next call of the model; `batch` None: it has no video to distil from."""
+        self.batch, self.is_on = batch, True
+
+    def end(self) -> None:
+        """Switch them off; nothing of the batch is kept, also after an error in the model."""
+        self.batch, self.is_on = None, False
+        if self.capture is not None:
+            self.capture.is_on = False
+            self.capture.states.clear()
+
+    def detach(self, model: nn.Module) -> None:
+        """Take the hooks and the head off the model again."""
+        for handle in self.handles:
+            handle.remove()
+        if self.capture is not None:
+            self.capture.remove()
+            delattr(model, HEAD_NAME)
+
+    def _before(self, model, args, kwargs) -> None:
+        if self.capture is not None:
+            self.capture.is_on = self.is_on and self.batch is not None
+
+    @torch.compiler.disable
+    def _after(self, model, args, kwargs, output):
+        if not self.is_on:
+            return output
+        lm_loss = output.loss
+        loss, distilled = lm_loss, None
+        if self.batch is not None:
+            self.capture.is_on = False
+            distilled = self._distil(model, kwargs["input_ids"], kwargs["video_grid_thw"])
+            loss = loss + self.weight * distilled
+        untouched = self._touch_untouched(model, kwargs)
+        if untouched is not None:
+            loss = loss + untouched
+        return VideoPandaTrainingOutput(
+            loss=loss,
+            logits=output.logits,
+            lm_loss=lm_loss.detach(),
+            distillation_loss=None if distilled is None else distilled.detach(),
+        )
+
+    def _distil(self, model: nn.Module, input_ids: torch.Tensor, video_grid_thw: torch.Tensor) -> torch.Tensor:
+        """Sum over the frames of this batch, divided by the number of frames of the step."""
+        head = getattr(model, HEAD_NAME)
+        places = self._patch_places(input_ids, video_grid_thw.tolist())
+        # One view a prompt: the gradient of a video's tokens is then as large as its prompt, not as the batch.
+        states_BLH = [state.unbind(0) for state in self.capture.pop()]
+        total = 0.0
+        for (row, columns, grid), teacher_ThwW in zip(places, self.batch.teacher_features, strict=True):
+            states = [of_layer[row] for of_layer in states_BLH]
+            total = total + checkpoint(
+                self._video_loss,
+                head,
+                columns,
+                grid,
+                teacher_ThwW.to(input_ids.device),
+                *states,
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
+        return total / self.batch.num_frames_in_step
+
+    def _video_loss(self, head, columns, grid, teacher_ThwW, *states_LH) -> torch.Tensor:
+        prediction_NW = head([state.index_select(0, columns) for state in states_LH])
+        return distillation_loss(prediction_NW.unflatten(0, grid), teacher_ThwW, self.loss).sum()
+
+    def _patch_places(self, input_ids: torch.Tensor, grids: list) -> list[tuple[int, torch.Tensor, tuple]]:
+        """For each video its prompt, the columns of its patch tokens there, and (T, h, w)."""
+        is_patch = input_ids == self.core.config.video_token_id
+        rows, columns = is_patch.nonzero(as_tuple=True)
+        sizes = [frames * height * width for frames, height, width in grids]
+        firsts = torch.tensor([0, *sizes[:-1]]).cumsum(0)
+        row_of_video = rows[firsts.to(rows.device)].tolist()
+        return [
+            (row, own, tuple(grid)) for row, own, grid in zip(row_of_video, columns.split(sizes), grids, strict=True)
+        ]
+
+    def _touch_untouched(self, model: nn.Module, kwargs: dict) -> torch.Tensor | None:
+        """Zero, computed from every parameter that this batch has no use for.
+
+        A batch of texts or pictures leaves STAB's temporal parts and the head without a gradient; engines that reduce or
+        gather parameters together (DDP, FSDP, ZeRO) wait for all of them on every rank.
+        """
+        grids = kwargs.get("video_grid_thw")
+        zero = None
+        if (grids is None or not (grids[:, 0] > 1).any()) and _trains(self.core.stab, self.core.projector):
+            zero = _sum(self._encode_black_clip()) * 0
+        if self.batch is None and self.capture is not None:
+            head = getattr(model, HEAD_NAME)
+            weight = head.input.weight
+            state = weight.new_zeros(1, weight.shape[1])
+            own = _sum(head([state] * len(head.norms))) * 0
+            zero = own if zero is None else zero + own
+        return zero
+
+    def _encode_black_clip(self) -> torch.Tensor:
+        """Features of two black frames of one token; running statistics stay as they are."""
+        core, vision = self.core, self.core.config.vision_config
+        shape = (1, 2, vision.num_channels, vision.canvas_size, vision.canvas_size)
+        device = core.get_input_embeddings().weight.device
+        training = core.stab.training
+        core.stab.eval()
+        try:
+            grid = torch.tensor([[2, 1, 1]])
+            return core.get_video_features(torch.zeros(shape, device=device), grid).pooler_output[0]
+        finally:
+            core.stab.train(training)
+
+
+def _trains(*modules: nn.Module) -> bool:
+    return any(parameter.requires_grad for module in modules for parameter in module.parameters())
+
+
+def _sum(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float().sum()
