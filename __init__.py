@@ -21,6 +21,25 @@ _MODULE_OF_NAME = {
     "VideoPandaImageProcessor": "processing.image_processing_video_panda",
     "VideoDecodeError": "processing.video_decoding_video_panda",
     "convert_checkpoint": "hub.convert",
+    **dict.fromkeys(
+        (
+            "VideoPandaTrainingArguments",
+            "InitialAlignmentArguments",
+            "VisualLanguageIntegrationArguments",
+            "InstructionTuningArguments",
+        ),
+        "trainers.arguments",
+    ),
+    "VideoPandaTrainer": "trainers.trainer",
+    **dict.fromkeys(
+        ("InitialAlignmentTrainer", "VisualLanguageIntegrationTrainer", "InstructionTuningTrainer"), "trainers.stages"
+    ),
+    "VideoPandaDataCollator": "trainers.collator",
+    "load_teacher": "trainers.teachers",
+    "lora_config": "trainers.lora",
+    "quantization_config": "trainers.lora",
+    "check_data": "trainers.check_data",
+    "train": "trainers.train",
     "ask": "cli",
     "info": "cli",
 }
