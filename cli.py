@@ -13,7 +13,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Video-Panda: ask a small video-language model about a clip.",
+    help="Video-Panda: ask a small video-language model about a clip, convert and train one.",
 )
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -322,6 +322,40 @@ def _convert_command(
         overwrite=overwrite,
     )
     typer.echo(str(written))
+
+
+@app.command("check-data")
+def _check_data_command(
+    file: Annotated[Path, typer.Argument(help="Training data: a JSON or JSONL file.")],
+    root: Annotated[Path, typer.Argument(help="Folder that the samples' paths start from.")],
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes. Default: one a core.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Report, JSON lines. Default: FILE.check.jsonl.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames to read of a video.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds after which a clip counts as bad.")] = 60.0,
+) -> None:
+    """Read every clip of training data once and list those that cannot be read; exit code 1 if there are any."""
+    from .trainers.check_data import check_data
+
+    result = check_data(file, root, num_workers=workers, report=report, num_frames=frames, timeout_s=timeout)
+    for problem in result.bad:
+        typer.echo(f"sample {problem['index']} (id {problem['id']!r}): {problem['reason_kind']}: {problem['reason']}")
+    typer.echo(
+        f"{result.num_samples} samples, {result.num_clips} clips, {result.num_bad} samples with something wrong; "
+        f"report: {result.report}"
+    )
+    if result.num_bad:
+        raise typer.Exit(1)
+
+
+@app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def _train_command(
+    context: typer.Context,
+    config: Annotated[Path, typer.Argument(help="YAML file: stage, model, data, and any training argument.")],
+) -> None:
+    """Train one stage; options such as --learning_rate 1e-4 win over the file."""
+    from .trainers.train import train
+
+    train(config, context.args)
 
 
 def main() -> None:

@@ -172,3 +172,26 @@ def test_the_convert_command_hands_its_options_on(monkeypatch, tmp_path):
     assert options["subfolder"] == "videopanda_fitu"
     assert options["dtype"] == "bfloat16"
     assert options["overwrite"] is True
+
+
+def test_check_data_lists_what_cannot_be_read(tmp_path):
+    conversation = [{"from": "human", "value": "<video>\nWhat?"}, {"from": "gpt", "value": "A ball."}]
+    samples = [
+        {"id": name, "video": f"{name}.mp4", "conversations": conversation} for name in ("good", "broken", "missing")
+    ]
+    (tmp_path / "train.json").write_text(json.dumps(samples))
+    write_clip(tmp_path / "good.mp4", num_frames=8)
+    (tmp_path / "broken.mp4").write_bytes(b"no clip")
+    result = run("check-data", tmp_path / "train.json", tmp_path, "--workers", "1", code=1)
+    *problems, summary = result.stdout.splitlines()
+    assert [problem.split(":")[0] for problem in problems] == ["sample 1 (id 'broken')", "sample 2 (id 'missing')"]
+    assert summary.startswith("3 samples, 3 clips, 2 samples with something wrong")
+    assert (tmp_path / "train.json.check.jsonl").exists()
+
+
+def test_train_refuses_in_one_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "config.yaml").write_text("stage: stage_4\n")
+    error = main_error(monkeypatch, capsys, "train", tmp_path / "config.yaml", "--learning_rate", "1e-4")
+    assert "stage_4" in error
+    assert "initial_alignment" in error
+    assert error.count("\n") == 1
