@@ -10,7 +10,8 @@ from .alignment_head import DISTILLATION_LOSSES, LAYER_STEP
 from .parameters import PARTS
 
 
-def _field(default, text: str):
+def argument(default, text: str):
+    """A dataclass field with the text that `--help` shows."""
     return field(default=default, metadata={"help": text})
 
 
@@ -85,42 +86,42 @@ class VideoPandaTrainingArguments(TrainingArguments):
     stage: ClassVar[str] = ""
     default_global_batch_size: ClassVar[int | None] = None
 
-    global_batch_size: int | None = _field(None, "Samples of one optimizer step.")
-    gradient_accumulation_steps: int | None = _field(None, "Micro-batches of one step; follows from global_batch_size.")
-    num_train_epochs: float = _field(1.0, "Epochs (paper, Table 6).")
-    weight_decay: float = _field(0.0, "Weight decay (paper, Table 6).")
-    lr_scheduler_type: str = _field("cosine", "Schedule (paper, Table 6).")
-    train_sampling_strategy: str = _field(
+    global_batch_size: int | None = argument(None, "Samples of one optimizer step.")
+    gradient_accumulation_steps: int | None = argument(None, "Micro-batches of one step; follows from global_batch_size.")
+    num_train_epochs: float = argument(1.0, "Epochs (paper, Table 6).")
+    weight_decay: float = argument(0.0, "Weight decay (paper, Table 6).")
+    lr_scheduler_type: str = argument("cosine", "Schedule (paper, Table 6).")
+    train_sampling_strategy: str = argument(
         "group_by_length", "random, sequential, batch_rebalance, or group_by_length: one modality, similar lengths."
     )
-    remove_unused_columns: bool = _field(False, "The collator reads the samples' own columns.")
+    remove_unused_columns: bool = argument(False, "The collator reads the samples' own columns.")
 
-    train_stab: bool = _field(True, "Train STAB.")
-    train_projector: bool = _field(True, "Train the projector.")
-    train_alignment_head: bool = _field(True, "Train the alignment head.")
-    train_language_model: bool = _field(True, "Train the language model with its embeddings and head.")
-    stab_learning_rate: float | None = _field(None, "Default: learning_rate.")
-    projector_learning_rate: float | None = _field(None, "Default: learning_rate.")
-    alignment_head_learning_rate: float | None = _field(None, "Default: learning_rate.")
-    language_model_learning_rate: float | None = _field(None, "Default: learning_rate.")
+    train_stab: bool = argument(True, "Train STAB.")
+    train_projector: bool = argument(True, "Train the projector.")
+    train_alignment_head: bool = argument(True, "Train the alignment head.")
+    train_language_model: bool = argument(True, "Train the language model with its embeddings and head.")
+    stab_learning_rate: float | None = argument(None, "Default: learning_rate.")
+    projector_learning_rate: float | None = argument(None, "Default: learning_rate.")
+    alignment_head_learning_rate: float | None = argument(None, "Default: learning_rate.")
+    language_model_learning_rate: float | None = argument(None, "Default: learning_rate.")
 
-    distillation_loss: str = _field("cosine", f"One of {', '.join(DISTILLATION_LOSSES)} (paper, Table 5).")
-    distillation_weight: float = _field(1.0, "Weight of the distillation loss (release).")
-    distillation_layer_step: int = _field(LAYER_STEP, "Layers between two that are distilled (release).")
-    teacher: str = _field("languagebind", "languagebind, clip, dinov2 or internvideo (paper, Table 10).")
-    teacher_source: str | None = _field(None, "Folder or Hub id of the teacher; default: the usual one.")
-    teacher_dtype: str = _field("auto", "auto, float32, bfloat16 or float16.")
-    teacher_temporal_attention: bool = _field(True, "LanguageBind's attention over time (paper, Table 10).")
-    teacher_cache_dir: str | None = _field(None, "Folder that keeps the teacher's features.")
+    distillation_loss: str = argument("cosine", f"One of {', '.join(DISTILLATION_LOSSES)} (paper, Table 5).")
+    distillation_weight: float = argument(1.0, "Weight of the distillation loss (release).")
+    distillation_layer_step: int = argument(LAYER_STEP, "Layers between two that are distilled (release).")
+    teacher: str = argument("languagebind", "languagebind, clip, dinov2 or internvideo (paper, Table 10).")
+    teacher_source: str | None = argument(None, "Folder or Hub id of the teacher; default: the usual one.")
+    teacher_dtype: str = argument("auto", "auto, float32, bfloat16 or float16.")
+    teacher_temporal_attention: bool = argument(True, "LanguageBind's attention over time (paper, Table 10).")
+    teacher_cache_dir: str | None = argument(None, "Folder that keeps the teacher's features.")
 
-    data_root: str | None = _field(None, "Folder that the samples' paths start from.")
-    data_fraction: float = _field(1.0, "Random part of the data that is trained on.")
-    data_fraction_seed: int = _field(0, "Which part that is.")
-    num_frames: int | None = _field(None, "Frames of one video; default: the processor's.")
-    max_length: int | None = _field(None, "Longest sample, in tokens; default: no limit.")
-    too_long: str = _field("drop", "drop or error: what happens to a longer sample.")
-    unreadable: str = _field("skip", "skip or error: what happens to a sample whose clip cannot be read.")
-    max_skipped_share: float = _field(0.01, "Unreadable samples beyond this share stop the run.")
+    data_root: str | None = argument(None, "Folder that the samples' paths start from.")
+    data_fraction: float = argument(1.0, "Random part of the data that is trained on.")
+    data_fraction_seed: int = argument(0, "Which part that is.")
+    num_frames: int | None = argument(None, "Frames of one video; default: the processor's.")
+    max_length: int | None = argument(None, "Longest sample, in tokens; default: no limit.")
+    too_long: str = argument("drop", "drop or error: what happens to a longer sample.")
+    unreadable: str = argument("skip", "skip or error: what happens to a sample whose clip cannot be read.")
+    max_skipped_share: float = argument(0.01, "Unreadable samples beyond this share stop the run.")
 
     def __post_init__(self):
         self._check_values()
@@ -186,10 +187,10 @@ class InitialAlignmentArguments(VideoPandaTrainingArguments):
     stage: ClassVar[str] = "initial_alignment"
     default_global_batch_size: ClassVar[int] = 2048
 
-    learning_rate: float = _field(4e-4, "Peak learning rate (paper, Table 6).")
-    warmup_steps: float = _field(0.03, "Steps, or below 1 their share (paper, Table 6).")
-    train_language_model: bool = _field(False, "Train the language model too.")
-    data_fraction: float = _field(0.5, "Random part of the data that is trained on (paper: 351K of 702K).")
+    learning_rate: float = argument(4e-4, "Peak learning rate (paper, Table 6).")
+    warmup_steps: float = argument(0.03, "Steps, or below 1 their share (paper, Table 6).")
+    train_language_model: bool = argument(False, "Train the language model too.")
+    data_fraction: float = argument(0.5, "Random part of the data that is trained on (paper: 351K of 702K).")
 
 
 @dataclass
@@ -199,8 +200,8 @@ class VisualLanguageIntegrationArguments(VideoPandaTrainingArguments):
     stage: ClassVar[str] = "visual_language_integration"
     default_global_batch_size: ClassVar[int] = 2048
 
-    learning_rate: float = _field(4e-5, "Peak learning rate (paper, Table 6).")
-    warmup_steps: float = _field(0.01, "Steps, or below 1 their share (paper, Table 6).")
+    learning_rate: float = argument(4e-5, "Peak learning rate (paper, Table 6).")
+    warmup_steps: float = argument(0.01, "Steps, or below 1 their share (paper, Table 6).")
 
 
 @dataclass
@@ -210,5 +211,5 @@ class InstructionTuningArguments(VideoPandaTrainingArguments):
     stage: ClassVar[str] = "instruction_tuning"
     default_global_batch_size: ClassVar[int] = 1024
 
-    learning_rate: float = _field(2e-5, "Peak learning rate (paper, Table 6).")
-    warmup_steps: float = _field(0.01, "Steps, or below 1 their share (paper, Table 6).")
+    learning_rate: float = argument(2e-5, "Peak learning rate (paper, Table 6).")
+    warmup_steps: float = argument(0.01, "Steps, or below 1 their share (paper, Table 6).")

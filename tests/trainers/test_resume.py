@@ -153,6 +153,11 @@ class TestRefused:
         with pytest.raises(ValueError, match="initial_alignment, expected instruction_tuning"):
             run("instruction_tuning", folder).train(resume_from_checkpoint=True)
 
+    def test_a_checkpoint_of_another_run_and_stage(self, run, finished, tmp_path):
+        folder, _ = finished("initial_alignment")
+        with pytest.raises(ValueError, match="initial_alignment, expected instruction_tuning"):
+            run("instruction_tuning", tmp_path / "own").train(resume_from_checkpoint=str(folder / "checkpoint-3"))
+
     def test_another_architecture(self, run, finished):
         folder, _ = finished("instruction_tuning")
         config = tiny_config(tiny_processor().video_token_id, text={"num_hidden_layers": 3})

@@ -25,11 +25,19 @@ from video_panda import VideoPandaForConditionalGeneration
 from video_panda.trainers.alignment_head import save_alignment_head
 from video_panda.trainers.arguments import InitialAlignmentArguments
 from video_panda.trainers.checkpoint_saving import CheckpointSaving
+from video_panda.trainers.collator import VideoPandaDataCollator
 from video_panda.trainers.parameters import part_of
 from video_panda.trainers.samples import SampleError
 from video_panda.trainers.skipped import TooManySkippedError
 from video_panda.trainers.stages import InstructionTuningTrainer, find_stage
-from video_panda.trainers.trainer import OVERRIDDEN, SKIPPED_FILE, VideoPandaTrainer, find_alignment_head
+from video_panda.trainers.trainer import (
+    BATCH_EXTRAS,
+    OVERRIDDEN,
+    SKIPPED_FILE,
+    VideoPandaTrainer,
+    _keep_answers,
+    find_alignment_head,
+)
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +105,14 @@ def test_stage_changes_what_it_trains(stage, samples, teacher, tmp_path):
     assert not hasattr(model, "alignment_head")
 
 
+def test_frozen_stab_stays_as_it_is(samples, tmp_path):
+    """Its running statistics too."""
+    model = tiny_model(tiny_config(tiny_processor().video_token_id))
+    before = weights_of(model.model.stab)
+    make_trainer("instruction_tuning", samples, tmp_path, model=model, train_stab=False, max_steps=1).train()
+    assert changed_names(before, weights_of(model.model.stab)) == set()
+
+
 def test_table_of_parts_is_printed(samples, teacher, tmp_path, capsys):
     make_trainer("initial_alignment", samples, tmp_path, teacher=teacher, max_steps=1).train()
     printed = capsys.readouterr().out
@@ -127,6 +143,30 @@ def test_micro_batches_add_up_to_the_global_batch(samples, teacher, tmp_path):
     torch.testing.assert_close(torch.tensor(runs[0]), torch.tensor(runs[1]), rtol=1e-5, atol=1e-5)
     total, lm, distilled = torch.tensor(runs[0])
     torch.testing.assert_close(total, lm + distilled)
+    assert ((distilled > 0) & (distilled < 2)).all()  # a mean of 1 - cosine
+
+
+def test_head_computes_in_the_precision_of_the_run(samples, teacher, tmp_path):
+    trainer = make_trainer("initial_alignment", samples, tmp_path, teacher, max_steps=1, bf16=True)
+    seen = set()
+    trainer.alignment_head.output.register_forward_hook(lambda module, args, output: seen.add(output.dtype))
+    trainer.train()
+    assert seen == {torch.bfloat16}
+
+
+def test_loss_is_the_models_over_all_positions(samples):
+    """Logits are asked for where there is something to predict; the loss is the same, also for answers of all lengths."""
+    processor = tiny_processor()
+    model = tiny_model(tiny_config(processor.video_token_id))
+    batch = VideoPandaDataCollator(processor, samples.parent)(json.loads(samples.read_text())[:3])
+    inputs = {name: value for name, value in batch.items() if name not in BATCH_EXTRAS}
+    kept = _keep_answers(inputs)
+    with torch.no_grad():
+        expected, output = model(**inputs), model(**kept)
+    assert output.logits.shape[1] < expected.logits.shape[1] / 3
+    torch.testing.assert_close(output.loss, expected.loss)
+    nothing = {**inputs, "labels": torch.full_like(inputs["labels"], -100)}
+    assert model(**_keep_answers(nothing), num_items_in_batch=torch.tensor(5)).loss == 0
 
 
 def test_mixed_data(samples, teacher, tmp_path):
@@ -279,6 +319,8 @@ def test_evaluation_export_and_generation(samples, teacher, tmp_path):
     )
     trainer.train()
     assert len(losses_of(trainer, "eval_loss")) == 2
+    assert "teacher_pixel_values" not in next(iter(trainer.get_eval_dataloader()))
+    assert "teacher_pixel_values" in next(iter(trainer.get_train_dataloader()))
     trainer.save_model(str(tmp_path / "export"))
     names = {path.name for path in (tmp_path / "export").iterdir()}
     assert {"config.json", "model.safetensors", "processor_config.json", "modeling_video_panda.py"} <= names
