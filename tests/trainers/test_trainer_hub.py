@@ -7,8 +7,10 @@ import torch
 from hub_server import USER, HubServer, run_client
 from tiny import tiny_config, tiny_model, tiny_processor
 from training_runs import changed_names, losses_of, make_trainer, tiny_teacher, weights_of, write_samples
+from transformers import Trainer
 
 from video_panda import VideoPandaForConditionalGeneration
+from video_panda.trainers.checkpoints import verify
 from video_panda.trainers.lora import lora_config
 
 TRAIN = """
@@ -70,6 +72,20 @@ def test_last_checkpoint_is_pushed_whole_and_the_model_without_head(samples, tea
     assert {"manifest.json", "alignment_head.safetensors", "optimizer.pt", "model.safetensors"} <= last
     assert not top & {"alignment_head.safetensors", "optimizer.pt", "manifest.json"}
     assert not [path for path in files if path.startswith(("_", "checkpoint-"))]
+
+
+def test_a_checkpoint_is_pushed_once_and_when_it_is_whole(samples, teacher, tmp_path, monkeypatch):
+    pushed = []
+
+    def push(trainer, folder):
+        verify(Path(folder))
+        pushed.append((Path(folder).name, (tmp_path / "modeling_video_panda.py").exists()))
+
+    monkeypatch.setattr(Trainer, "init_hf_repo", lambda trainer: None)
+    monkeypatch.setattr(Trainer, "_push_from_checkpoint", push)
+    options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "push_to_hub": True}
+    make_trainer("instruction_tuning", samples, tmp_path, teacher, **options).train()
+    assert pushed == [("checkpoint-1", True), ("checkpoint-2", True)]
 
 
 @pytest.mark.slow
