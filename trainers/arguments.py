@@ -87,12 +87,18 @@ class VideoPandaTrainingArguments(TrainingArguments):
     default_global_batch_size: ClassVar[int | None] = None
 
     global_batch_size: int | None = argument(None, "Samples of one optimizer step.")
-    gradient_accumulation_steps: int | None = argument(None, "Micro-batches of one step; follows from global_batch_size.")
+    gradient_accumulation_steps: int | None = argument(
+        None, "Micro-batches of one step; follows from global_batch_size."
+    )
     num_train_epochs: float = argument(1.0, "Epochs (paper, Table 6).")
     weight_decay: float = argument(0.0, "Weight decay (paper, Table 6).")
     lr_scheduler_type: str = argument("cosine", "Schedule (paper, Table 6).")
     train_sampling_strategy: str = argument(
         "group_by_length", "random, sequential, batch_rebalance, or group_by_length: one modality, similar lengths."
+    )
+    ddp_find_unused_parameters: bool | None = argument(False, "Every batch touches all that trains: nothing to find.")
+    ddp_broadcast_buffers: bool | None = argument(
+        False, "Each process keeps statistics of its own; they are averaged before saving and evaluation."
     )
     remove_unused_columns: bool = argument(False, "The collator reads the samples' own columns.")
 

@@ -7,10 +7,11 @@ import contextlib
 import json
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .alignment_head import ALIGNMENT_HEAD_FILE, load_alignment_head, save_alignment_head
@@ -25,7 +26,7 @@ from .checkpoints import (
     staging_folder,
     verify,
 )
-from .distillation import HEAD_NAME
+from .distillation import HEAD_NAME, find_core
 from .run_identity import RunIdentity, check_output_folder, check_same_run, read_identity, write_identity
 
 logger = logging.getLogger(__name__)
@@ -127,10 +128,33 @@ class CheckpointSaving:
             return super()._load_best_model()
 
     def load_skipped_state(self, checkpoint: str) -> None:
-        """Go on counting the skipped samples from a checkpoint."""
+        """Go on counting the skipped samples from a checkpoint; it holds the sum of all processes, the first takes it."""
         file = Path(checkpoint, SKIPPED_STATE_FILE)
         if file.exists():
-            self.skipped.load_state_dict(json.loads(file.read_text(encoding="utf-8")))
+            state = json.loads(file.read_text(encoding="utf-8"))
+            if self.args.process_index > 0:
+                state = {"num_seen": 0, "counts": {}, "last_reasons": []}
+            self.skipped.load_state_dict(state)
+
+    def skipped_everywhere(self) -> dict:
+        """What all processes together skipped, as a state of `SkippedSamples`; all of them have to call this."""
+        states = gather_object([self.skipped.state_dict()])
+        return {
+            "num_seen": sum(state["num_seen"] for state in states),
+            "counts": dict(sum((Counter(state["counts"]) for state in states), Counter())),
+            "last_reasons": [reason for state in states for reason in state["last_reasons"]],
+        }
+
+    def average_statistics(self) -> None:
+        """Average BatchNorm's running statistics over the processes, of which each has seen its own micro-batches.
+
+        In memory too: a run that goes on from the checkpoint then has the statistics of the run that went on by itself.
+        """
+        if self.args.world_size == 1:
+            return
+        for buffer in find_core(self.model).stab.buffers():
+            if buffer.is_floating_point():
+                buffer.copy_(self.accelerator.reduce(buffer.clone(), "mean"))
 
     # Saving ---------------------------------------------------------------------------------------------------------
 
@@ -156,11 +180,13 @@ class CheckpointSaving:
         if self.args.should_save:
             clear_staging(run_folder, self.state.global_step)
         self.accelerator.wait_for_everyone()
+        self.average_statistics()
+        skipped = self.skipped_everywhere()
         self._staging = staging
         try:
             super()._save_checkpoint(model, trial)
             if self.args.should_save:
-                self._complete(staging / name, run_folder)
+                self._complete(staging / name, run_folder, skipped)
         finally:
             self._staging = self._gathered_head = None
         self.accelerator.wait_for_everyone()
@@ -175,16 +201,22 @@ class CheckpointSaving:
             best = self.state.best_model_checkpoint
             rotate_checkpoints(run_folder, self.args.save_total_limit, best, newest=run_folder / name)
 
-    def _complete(self, checkpoint: Path, run_folder: Path) -> None:
+    def _complete(self, checkpoint: Path, run_folder: Path, skipped: dict) -> None:
         """Add what transformers does not save, and name the best checkpoint by the path that it will have."""
         write_identity(checkpoint, self.identity)
         if self.alignment_head is not None:
             save_alignment_head(self._gathered_head or self.alignment_head.state_dict(), checkpoint)
-        state = json.dumps(self.skipped.state_dict())
-        Path(checkpoint, SKIPPED_STATE_FILE).write_text(state, encoding="utf-8")
+        Path(checkpoint, SKIPPED_STATE_FILE).write_text(json.dumps(skipped), encoding="utf-8")
         if self.state.best_global_step and Path(self.state.best_model_checkpoint or "").parent == checkpoint.parent:
             self.state.best_model_checkpoint = str(run_folder / checkpoint.name)
             self.state.save_to_json(str(checkpoint / "trainer_state.json"))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in transformers, and whole weights also where FSDP saves its own state in shards."""
+        self.average_statistics()
+        if self.is_fsdp_enabled and "FULL" not in str(self.accelerator.state.fsdp_plugin.state_dict_type):
+            self._save(output_dir, self.accelerator.get_state_dict(self.model))
+        super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir=None, state_dict=None):
         # Overridden: an exported model carries no head; a checkpoint has it in a file of its own.
@@ -193,7 +225,7 @@ class CheckpointSaving:
             head = {key.removeprefix(prefix): state_dict[key] for key in state_dict if key.startswith(prefix)}
             self._gathered_head = head or None
             state_dict = {key: value for key, value in state_dict.items() if not key.startswith(prefix)}
-        with self.without_head():
+        with self.without_head(), _unsharded_class(self.model):
             super()._save(output_dir, state_dict)
 
     def _push_from_checkpoint(self, checkpoint_folder):
@@ -204,3 +236,16 @@ class CheckpointSaving:
             for file in Path(checkpoint_folder).glob("*.py"):
                 shutil.copy(file, self.args.output_dir)
         super()._push_from_checkpoint(checkpoint_folder)
+
+
+@contextlib.contextmanager
+def _unsharded_class(model) -> Iterator[None]:
+    """FSDP2 gives a model a class of torch's own module, whose files transformers would ship as the model's code."""
+    sharded = type(model)
+    own = [base for base in sharded.__bases__ if base.__name__ != "FSDPModule"]
+    if len(own) < len(sharded.__bases__):
+        model.__class__ = own[0]
+    try:
+        yield
+    finally:
+        model.__class__ = sharded

@@ -1,8 +1,8 @@
 """Distillation in a training step: hidden states are taken from the distilled layers by hooks while the model runs.
 
 The model itself knows nothing of it. Hooks see the layers' outputs by reference, so no state is copied and
-`output_hidden_states` is never needed; only the patch tokens are read, video by video, in a block that is recomputed in the
-backward pass. What a step keeps beyond the language model's own activations is the teacher's features.
+`output_hidden_states` is never needed; only the patch tokens are read, a few frames at a time, in a block that is recomputed
+in the backward pass. What a step keeps beyond the language model's own activations is the teacher's features.
 
 Shape suffixes: B prompts, L prompt length, H width of the language model, V videos, T frames, (h, w) token grid.
 """
@@ -18,6 +18,7 @@ from transformers.modeling_outputs import ModelOutput
 from .alignment_head import AlignmentHead, distillation_loss, distilled_layers
 
 HEAD_NAME = "alignment_head"  # under which the trained model carries the head while it trains
+NUM_FRAMES_AT_ONCE = 2  # frames that the head computes together; fewer take less memory and more kernel launches
 
 
 @dataclass
@@ -148,6 +149,7 @@ class TrainingLosses:
         self.core = find_core(model)
         self.batch: DistillationBatch | None = None
         self.is_on = False
+        self.lacks_motion = False
         self.capture = None
         if head is not None:
             model.add_module(HEAD_NAME, head)
@@ -157,6 +159,7 @@ class TrainingLosses:
             )
         self.handles = [
             model.register_forward_pre_hook(self._before, with_kwargs=True),
+            self.core.get_input_embeddings().register_forward_hook(self._touch_vision),
             model.register_forward_hook(self._after, with_kwargs=True),
         ]
 
@@ -180,6 +183,11 @@ class TrainingLosses:
             delattr(model, HEAD_NAME)
 
     def _before(self, model, args, kwargs) -> None:
+        if self.is_on and not _trains(self.core.stab):
+            self.core.stab.eval()  # the Trainer puts all in training mode; statistics of a frozen STAB must not move
+        grids = kwargs.get("video_grid_thw")
+        is_moving = grids is not None and kwargs.get("pixel_values") is None and bool((grids[:, 0] > 1).all())
+        self.lacks_motion = self.is_on and not is_moving and _trains(self.core.stab, self.core.projector)
         if self.capture is not None:
             self.capture.is_on = self.is_on and self.batch is not None
 
@@ -193,9 +201,8 @@ class TrainingLosses:
             self.capture.is_on = False
             distilled = self._distil(model, kwargs["input_ids"], kwargs["video_grid_thw"])
             loss = loss + self.weight * distilled
-        untouched = self._touch_untouched(model, kwargs)
-        if untouched is not None:
-            loss = loss + untouched
+        if self.batch is None and self.capture is not None:
+            loss = loss + self._touch_head(model)
         return VideoPandaTrainingOutput(
             loss=loss,
             logits=output.logits,
@@ -212,21 +219,26 @@ class TrainingLosses:
         total = 0.0
         for (row, columns, grid), teacher_ThwW in zip(places, self.batch.teacher_features, strict=True):
             states = [of_layer[row] for of_layer in states_BLH]
-            total = total + checkpoint(
-                self._video_loss,
-                head,
-                columns,
-                grid,
-                teacher_ThwW.to(input_ids.device),
-                *states,
-                use_reentrant=False,
-                preserve_rng_state=False,
-            )
+            if len(teacher_ThwW) != grid[0]:
+                raise ValueError(f"A video of {grid[0]} frames has teacher features of {len(teacher_ThwW)}")
+            # A few frames at a time: what the head computes for a token is many times as large as the token's states.
+            own_columns = columns.view(grid).split(NUM_FRAMES_AT_ONCE)
+            own_teacher = teacher_ThwW.to(input_ids.device).split(NUM_FRAMES_AT_ONCE)
+            for columns_Thw, teacher in zip(own_columns, own_teacher):
+                total = total + checkpoint(
+                    self._frames_loss,
+                    head,
+                    columns_Thw,
+                    teacher,
+                    *states,
+                    use_reentrant=False,
+                    preserve_rng_state=False,
+                )
         return total / self.batch.num_frames_in_step
 
-    def _video_loss(self, head, columns, grid, teacher_ThwW, *states_LH) -> torch.Tensor:
-        prediction_NW = head([state.index_select(0, columns) for state in states_LH])
-        return distillation_loss(prediction_NW.unflatten(0, grid), teacher_ThwW, self.loss).sum()
+    def _frames_loss(self, head, columns_Thw, teacher_ThwW, *states_LH) -> torch.Tensor:
+        prediction_NW = head([state.index_select(0, columns_Thw.flatten()) for state in states_LH])
+        return distillation_loss(prediction_NW.unflatten(0, columns_Thw.shape), teacher_ThwW, self.loss).sum()
 
     def _patch_places(self, input_ids: torch.Tensor, grids: list) -> list[tuple[int, torch.Tensor, tuple]]:
         """For each video its prompt, the columns of its patch tokens there, and (T, h, w)."""
@@ -239,36 +251,49 @@ class TrainingLosses:
             (row, own, tuple(grid)) for row, own, grid in zip(row_of_video, columns.split(sizes), grids, strict=True)
         ]
 
-    def _touch_untouched(self, model: nn.Module, kwargs: dict) -> torch.Tensor | None:
-        """Zero, computed from every parameter that this batch has no use for.
+    # A batch of texts or pictures leaves STAB's temporal parts and the head without a gradient. Engines that reduce or
+    # gather parameters together (DDP, FSDP, ZeRO) wait for all of them on every rank.
 
-        A batch of texts or pictures leaves STAB's temporal parts and the head without a gradient; engines that reduce or
-        gather parameters together (DDP, FSDP, ZeRO) wait for all of them on every rank.
+    @torch.compiler.disable
+    def _touch_vision(self, embedding, args, output):
+        """Add zero, computed by STAB and projector, to the embeddings of a batch in which not all is video.
+
+        The place matters. Before the language model: the gradient then passes through it on every rank, also if it is
+        frozen; FSDP gathers its layers for that. Before pictures are encoded: parameters get their gradients in the order
+        of the black clip's, which is a video's; ZeRO-2 adds up what arrives on the ranks in the order of arrival.
         """
-        grids = kwargs.get("video_grid_thw")
-        zero = None
-        if (grids is None or not (grids[:, 0] > 1).any()) and _trains(self.core.stab, self.core.projector):
-            zero = _sum(self._encode_black_clip()) * 0
-        if self.batch is None and self.capture is not None:
-            head = getattr(model, HEAD_NAME)
-            weight = head.input.weight
-            state = weight.new_zeros(1, weight.shape[1])
-            own = _sum(head([state] * len(head.norms))) * 0
-            zero = own if zero is None else zero + own
-        return zero
+        if not self.lacks_motion:
+            return output
+        self.lacks_motion = False
+        return output + (_sum(self._encode_black_clip()) * 0).to(output.dtype)
+
+    def _touch_head(self, model: nn.Module) -> torch.Tensor:
+        """Zero, computed from every parameter of the head."""
+        head = getattr(model, HEAD_NAME)
+        weight = head.input.weight
+        state = weight.new_zeros(1, weight.shape[1])
+        return _sum(head([state] * len(head.norms))) * 0
 
     def _encode_black_clip(self) -> torch.Tensor:
-        """Features of two black frames of one token; running statistics stay as they are."""
+        """Features of two black frames of one token.
+
+        STAB stays in training mode, in which the parameters of its BatchNorm get their gradients in another order than
+        otherwise; but the running statistics see copies.
+        """
         core, vision = self.core, self.core.config.vision_config
         shape = (1, 2, vision.num_channels, vision.canvas_size, vision.canvas_size)
         device = core.get_input_embeddings().weight.device
-        training = core.stab.training
-        core.stab.eval()
+        norms = [module for module in core.stab.modules() if isinstance(module, nn.BatchNorm1d)]
+        statistics = [dict(norm.named_buffers()) for norm in norms]
+        for norm in norms:
+            for name, buffer in norm.named_buffers():
+                norm._buffers[name] = buffer.clone()
         try:
             grid = torch.tensor([[2, 1, 1]])
             return core.get_video_features(torch.zeros(shape, device=device), grid).pooler_output[0]
         finally:
-            core.stab.train(training)
+            for norm, own in zip(norms, statistics):
+                norm._buffers.update(own)
 
 
 def _trains(*modules: nn.Module) -> bool:

@@ -91,6 +91,10 @@ class VideoPandaTrainer(CheckpointSaving, Trainer):
         self.alignment_head = None if self.teacher is None else self._make_head(args, alignment_head)
         train_dataset = self._prepare_dataset(train_dataset, args, is_training=True)
         eval_dataset = self._prepare_eval(eval_dataset, args)
+        if args.accelerator_config.dispatch_batches is None:
+            # A stream's batches would be made by the first process and cut into parts of equal numbers of rows; but a batch
+            # has more videos than prompts, or fewer. Instead every process reads the stream and takes its own samples.
+            args.accelerator_config.dispatch_batches = False
         if data_collator is None:
             data_collator = self._make_collator(processing_class, args, self.teacher)
             self.eval_collator = self._make_collator(processing_class, args, None)
@@ -242,6 +246,8 @@ class VideoPandaTrainer(CheckpointSaving, Trainer):
         self.losses = TrainingLosses(
             self.model, head, args.distillation_loss, args.distillation_weight, args.distillation_layer_step
         )
+        if self.is_fsdp_enabled:
+            _shard_language_model_only(self.accelerator.state.fsdp_plugin, self.model)
         self.parameter_plan: list[PartPlan] = choose_trainable(self.model, args.trains(), args.learning_rates())
         if self.is_world_process_zero():
             print(format_plan(self.parameter_plan), flush=True)
@@ -374,11 +380,17 @@ class VideoPandaTrainer(CheckpointSaving, Trainer):
             for name in names:
                 total = nested_gather(self._sums.get(name, zero), self.args.parallel_mode).mean().item()
                 logs[name] = total / self._steps_since_log
-            logs.update({f"num_{kind}": count for kind, count in self.skipped.counts.items()})
+            counts = self.skipped_everywhere()["counts"]
+            logs.update({f"num_{kind}": count for kind, count in counts.items()})
             self._sums, self._steps_since_log = {}, 0
         super().log(logs, start_time)
 
     # Evaluation -----------------------------------------------------------------------------------------------------
+
+    def evaluation_loop(self, *args, **kwargs):
+        """As in transformers, with the statistics of all processes."""
+        self.average_statistics()
+        return super().evaluation_loop(*args, **kwargs)
 
     def get_eval_dataloader(self, eval_dataset=None):
         """As in transformers; the teacher has no part in evaluation."""
@@ -433,6 +445,19 @@ def _keep_answers(inputs: dict) -> dict:
     if not len(kept):
         kept = kept.new_zeros(1)
     return {**inputs, "logits_to_keep": kept, "shift_labels": labels[:, kept + 1]}
+
+
+def _shard_language_model_only(fsdp_plugin, model) -> None:
+    """Leave STAB and projector to FSDP's outermost unit, whose parameters are gathered once a step.
+
+    How often and when they run depends on the batch (videos of several lengths, pictures, none): as units of their own
+    they would be gathered at other moments on other ranks, which then wait for each other for ever.
+    """
+    names = fsdp_plugin.transformer_cls_names_to_wrap
+    names = getattr(model, "_no_split_modules", None) if names is None else names
+    core = find_core(model)
+    whole = {type(module).__name__ for part in (core.stab, core.projector) for module in part.modules()}
+    fsdp_plugin.transformer_cls_names_to_wrap = [name for name in names or () if name not in whole]
 
 
 def _is_stream(dataset) -> bool:
