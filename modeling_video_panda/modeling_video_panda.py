@@ -70,7 +70,7 @@ def _build_language_model(config: VideoPandaConfig) -> nn.Module:
     if text.model_type in UNSUPPORTED_LANGUAGE_MODELS:
         raise ValueError(f"{kind} is not supported: {UNSUPPORTED_LANGUAGE_MODELS[text.model_type]}")
     language_model = AutoModel.from_config(text)
-    width = language_model.get_input_embeddings().weight.shape[1]
+    width = language_model.get_input_embeddings().embedding_dim  # its weight may be spread over processes (ZeRO-3)
     if width != text.hidden_size:
         raise ValueError(f"{kind} has embeddings of width {width}, expected its hidden_size, {text.hidden_size}")
     if config.rotary_table_dtype is not None:

@@ -15,6 +15,7 @@ from accelerate.utils import DistributedType
 from tiny import tiny_config, tiny_model, tiny_processor
 from training_runs import losses_of, make_trainer, tiny_teacher
 from transformers import TrainerCallback
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 LOSSES = ("loss", "lm_loss", "distillation_loss", "grad_norm")
 
@@ -47,6 +48,7 @@ def run_job(job: dict, folder: Path) -> dict:
         Losses, the wrapped model's class, and what else this process can tell.
     """
     torch.set_num_threads(1)
+    unset_hf_deepspeed_config()  # with that of an earlier job, ZeRO-3 would cut up this one's model while it is made
     watch = GradientWatch()
     options = {
         "train_sampling_strategy": "sequential",

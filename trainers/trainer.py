@@ -17,7 +17,7 @@ from .arguments import VideoPandaTrainingArguments
 from .checkpoint_saving import AUTO, CheckpointSaving
 from .checkpoints import find_checkpoint
 from .collator import VideoPandaDataCollator
-from .distillation import DistillationBatch, TrainingLosses, find_core
+from .distillation import HEAD_NAME, DistillationBatch, TrainingLosses, find_core
 from .parameters import PartPlan, choose_trainable, format_plan, optimizer_groups
 from .run_identity import RunIdentity, new_identity
 from .samples import IndexedDataset, check_samples, load_samples
@@ -323,6 +323,8 @@ class VideoPandaTrainer(CheckpointSaving, Trainer):
         """LM loss, and in training the distillation loss; as in transformers otherwise."""
         extras = {name: inputs[name] for name in BATCH_EXTRAS if name in inputs}
         inputs = {name: value for name, value in inputs.items() if name not in BATCH_EXTRAS}
+        if self.is_deepspeed_enabled:
+            _gather_all_but_language_model_once(self.model_wrapped, self.model)
         if self.losses is None or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         batch = None
@@ -458,6 +460,32 @@ def _shard_language_model_only(fsdp_plugin, model) -> None:
     core = find_core(model)
     whole = {type(module).__name__ for part in (core.stab, core.projector) for module in part.modules()}
     fsdp_plugin.transformer_cls_names_to_wrap = [name for name in names or () if name not in whole]
+
+
+def _gather_all_but_language_model_once(engine, model) -> None:
+    """The same under DeepSpeed ZeRO-3; nothing under its other stages.
+
+    It gathers what a module needs when the module is called, and has every rank call the same ones in the same order.
+    Here the model's own call, of which a batch has one, takes over what STAB, projector and head need; and the token
+    embeddings, through which a gradient passes on those ranks only where a black clip is added to them.
+    """
+    optimizer = getattr(engine, "optimizer", None)
+    offload = getattr(optimizer, "parameter_offload", optimizer)  # an engine that only evaluates has it there
+    if not hasattr(offload, "get_param_coordinator"):
+        return
+    from deepspeed.runtime.zero import register_external_parameter
+
+    core = find_core(model)
+    parts = [core.stab, core.projector, core.get_input_embeddings(), *filter(None, [model._modules.get(HEAD_NAME)])]
+    modules = [module for part in parts for module in part.modules()]
+    hooked = {id(hooks) for module in modules for hooks in (module._forward_pre_hooks, module._forward_hooks)}
+    for handles in (offload.forward_hooks, offload.backward_hooks):  # both act in a module's forward
+        for handle in [own for own in handles if id(own.hooks_dict_ref()) in hooked]:
+            handle.remove()
+            handles.remove(handle)
+    for module in modules:
+        for parameter in module.parameters(recurse=False):
+            register_external_parameter(model, parameter)
 
 
 def _is_stream(dataset) -> bool:

@@ -97,9 +97,10 @@ def write_accelerate_file(kind: str, path: Path, **changes) -> None:
     config |= {"num_processes": 2, "mixed_precision": "no", "use_cpu": True, "main_process_port": 0}
     for name, value in changes.items():
         if isinstance(value, dict):
-            config[name] |= value
+            config[name] = {key: own for key, own in (config[name] | value).items() if own is not None}
         else:
             config[name] = value
+    config = {name: value for name, value in config.items() if value is not None}
     path.write_text(yaml.safe_dump(config))
 
 
@@ -126,10 +127,12 @@ def launch(kind: str, data: Path, folder: Path, jobs: dict[str, dict], **changes
     return [json.loads((folder / f"report-{rank}.json").read_text()) for rank in (0, 1)]
 
 
-def check_same_run(kind: str, single: dict, reports: list[dict], tolerance: float = 1e-5) -> None:
+def check_same_run(
+    kind: str, single: dict, reports: list[dict], zero_stage: int | None = None, tolerance: float = 1e-5
+) -> None:
     for report in reports:
         assert report["engine"] == ENGINES[kind]
-        assert report["zero_stage"] == (2 if kind == "deepspeed_zero2" else None)
+        assert report["zero_stage"] == zero_stage
         assert report["num_processes"] == 2
         assert report["untouched"] == []
         assert report["num_unreadable"] == single["num_unreadable"]
@@ -167,6 +170,7 @@ def names_in(folder: Path, pattern: str) -> set[str]:
 def check_stage(kind: str, stage: str, data: Path, alone, folder: Path, with_resume: bool = True, **changes) -> None:
     """Losses, checkpoints, resuming and export of one stage."""
     job_options = changes.pop("job_options", {})
+    zero_stage = changes.pop("zero_stage", 2 if kind == "deepspeed_zero2" else None)
     single, single_folder = alone(stage, **job_options)
     run, again, export = folder / "run", folder / "again", folder / "export"
     jobs = {"run": job(stage, run, **job_options)}
@@ -174,7 +178,7 @@ def check_stage(kind: str, stage: str, data: Path, alone, folder: Path, with_res
         resume = {"resume_from": str(run / "checkpoint-2"), "export": str(export)}
         jobs["again"] = job(stage, again, **job_options, **resume)
     reports = launch(kind, data, folder, jobs, **changes)
-    check_same_run(kind, single, [report["run"] for report in reports])
+    check_same_run(kind, single, [report["run"] for report in reports], zero_stage)
     # Averaged when the last checkpoint was saved.
     statistics = [torch.tensor(report["run"]["statistics"]) for report in reports]
     torch.testing.assert_close(*statistics, rtol=0, atol=1e-6)
@@ -281,6 +285,22 @@ def test_ddp_of_a_frozen_language_model(data, alone, tmp_path):
 @pytest.mark.parametrize("stage", ["initial_alignment", "visual_language_integration", "instruction_tuning"])
 def test_deepspeed_zero2(stage, data, alone, tmp_path):
     check_stage("deepspeed_zero2", stage, data, alone, tmp_path)
+
+
+@pytest.mark.slow
+@needs_deepspeed
+@pytest.mark.parametrize("stage", ["initial_alignment", "visual_language_integration"])
+def test_deepspeed_zero3(stage, data, alone, tmp_path):
+    """Not one parameter is so small that every process keeps it, and none is kept for its next use."""
+    keys = ("param_persistence_threshold", "prefetch_bucket_size", "max_live_parameters", "max_reuse_distance")
+    zero = {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True, **{f"stage3_{key}": 0 for key in keys}}
+    names = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+    file = tmp_path / "zero3.json"
+    file.write_text(json.dumps({"zero_optimization": zero, **dict.fromkeys(names, "auto")}))
+    example = yaml.safe_load((EXAMPLES / "accelerate_deepspeed_zero2.yaml").read_text())["deepspeed_config"]
+    replaced = {**dict.fromkeys(example), "deepspeed_config_file": str(file), "zero3_init_flag": False}
+    changes = {"deepspeed_config": replaced, "mixed_precision": None}
+    check_stage("deepspeed_zero2", stage, data, alone, tmp_path, zero_stage=3, **changes)
 
 
 @pytest.mark.slow
