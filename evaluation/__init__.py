@@ -1,0 +1,1 @@
+"""Measuring a model: benchmarks, their questions and their scores."""
