@@ -10,12 +10,14 @@ import multiprocessing
 import random
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 from training_runs import STAGE_NAMES, losses_of, make_trainer, tiny_teacher, write_samples
 from transformers import TrainerCallback
 
@@ -70,6 +72,8 @@ class _Losses(TrainerCallback):
 def run_training(stage: str, data: str, output_dir: str) -> None:
     """A whole run, resumed if it can be; writes `saves.txt` as it goes and `result.json` at the end."""
     torch.set_num_threads(1)
+    # tqdm's own lock is shared by all forked processes: one that is killed while it holds it would hang the others.
+    tqdm.set_lock(threading.RLock())
     data, output_dir = Path(data), Path(output_dir)
     losses = _Losses()
     trainer = make_trainer(
