@@ -130,6 +130,7 @@ class _RegisterAfterImport(importlib.abc.MetaPathFinder):
         return spec
 
 
-if not any(type(finder).__name__ == "_RegisterAfterImport" for finder in sys.meta_path):
+# The repository root can be imported under its folder's name as well (pytest does): only the package itself registers.
+if __name__ == "video_panda" and not any(type(finder).__name__ == "_RegisterAfterImport" for finder in sys.meta_path):
     sys.meta_path.insert(0, _RegisterAfterImport())
     _register_where_possible()

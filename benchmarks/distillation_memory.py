@@ -285,6 +285,22 @@ def report_stages(stages: dict[str, dict]) -> str:
     return f"{markdown_table(['MiB', *parts], rows)}\n\nPeak of the whole step, weights not counted: {peaks}."
 
 
+def plot_growth(found: dict) -> None:
+    """Extra peak memory over layers and over tokens; `found`: (dtype, is checkpointed, point) -> bytes of each way."""
+    panels = []
+    for title, label, series, axis in (
+        (f"{num_patches(BASE)} patch tokens", "layers", BY_LAYERS, lambda point: point[0]),
+        ("32 layers", "patch tokens in the batch", BY_TOKENS, num_patches),
+    ):
+        lines = [
+            (f"{way}{', checkpointing' * own}", [(axis(p), found["float32", own, p][way] / 2**20) for p in series])
+            for way in ("naive", "ours")
+            for own in (False, True)
+        ]
+        panels.append((f"Extra peak, MiB (float32, {title})", label, lines))
+    plot(panels, RESULTS / "distillation_memory.svg")
+
+
 def main() -> int:
     found, rows, worst = {}, [], 0.0
     for dtype, points in POINTS.items():
@@ -305,18 +321,7 @@ def main() -> int:
                 label = f"{dtype}, {'with' if is_checkpointed else 'without'} checkpointing, LLM {trains}"
                 rows.append([label, str(point[0]), str(num_patches(point)), *numbers])
                 print(rows[-1], file=sys.stderr, flush=True)  # it takes a while
-    panels = []
-    for title, label, series, axis in (
-        (f"{num_patches(BASE)} patch tokens", "layers", BY_LAYERS, lambda point: point[0]),
-        ("32 layers", "patch tokens in the batch", BY_TOKENS, num_patches),
-    ):
-        lines = [
-            (f"{way}{', checkpointing' * own}", [(axis(p), found["float32", own, p][way] / 2**20) for p in series])
-            for way in ("naive", "ours")
-            for own in (False, True)
-        ]
-        panels.append((f"Extra peak, MiB (float32, {title})", label, lines))
-    plot(panels, RESULTS / "distillation_memory.svg")
+    plot_growth(found)
     stages = {name: run_apart("stage", full) for name, full in (("stage 1", STAGES[0]), ("stage 2", STAGES[1]))}
     header = ["step", "layers", "patch tokens", "LM step, MiB", "naive extra, MiB", "ours extra, MiB", "ours / naive"]
     notes = __doc__.split("\n\n", 2)[2].strip()
