@@ -198,10 +198,9 @@ class TrainingLosses:
         lm_loss = output.loss
         loss, distilled = lm_loss, None
         if self.batch is not None:
-            self.capture.is_on = False
             distilled = self._distil(model, kwargs["input_ids"], kwargs["video_grid_thw"])
             loss = loss + self.weight * distilled
-        if self.batch is None and self.capture is not None:
+        elif self.capture is not None:
             loss = loss + self._touch_head(model)
         return VideoPandaTrainingOutput(
             loss=loss,

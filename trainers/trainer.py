@@ -270,22 +270,16 @@ class VideoPandaTrainer(CheckpointSaving, Trainer):
         return super().create_optimizer(model)
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler | None:
-        # Overridden: transformers finds lengths by loading every sample, and its random order is not the same after a
-        # resume in a later epoch. The order here follows from seed and epoch alone.
+        # Overridden: transformers finds lengths by loading every sample, and knows no modalities.
         dataset = self.train_dataset if train_dataset is None else train_dataset
         strategy = self.args.train_sampling_strategy
-        if not isinstance(dataset, IndexedDataset):
-            return super()._get_train_sampler(dataset)
-        if strategy == "sequential":
-            return SequentialSampler(dataset)
-        modalities, lengths = [""] * len(dataset), [0] * len(dataset)
-        if strategy == "group_by_length":
-            modalities, lengths = describe_samples(dataset)
-        if strategy == "batch_rebalance":
+        if isinstance(dataset, IndexedDataset) and strategy == "batch_rebalance":
             return self._balanced_sampler(dataset)
+        if not isinstance(dataset, IndexedDataset) or strategy != "group_by_length":
+            return super()._get_train_sampler(dataset)
         group_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return ModalityLengthSampler(modalities, lengths, group_size, seed)
+        return ModalityLengthSampler(*describe_samples(dataset), group_size, seed)
 
     def _get_eval_sampler(self, eval_dataset) -> Sampler | None:
         # Overridden: transformers groups evaluation by length too, for which it loads every sample.
