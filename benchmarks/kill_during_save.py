@@ -10,18 +10,15 @@ same run is started again with `resume_from_checkpoint="auto"` and trains to its
 
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from pathlib import Path
 
 from report import describe_machine, markdown_table, write_result
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import killing
-from killing import run_training
 from training_runs import STAGE_NAMES
 
 # What a save has come to, in the order of its parts.
@@ -48,12 +45,6 @@ def find_moment(folder: Path, step: int) -> str:
     return MOMENTS[2] if (staging / name / "manifest.json").exists() else MOMENTS[1]
 
 
-def train_alone(*args) -> None:
-    """As `killing.run_training`; tqdm's lock is shared by all forks, and one that is killed while it holds it keeps it."""
-    tqdm.set_lock(threading.RLock())
-    run_training(*args)
-
-
 def main() -> int:
     num_kills, seed = (*map(int, sys.argv[1:]), *(102, 1)[len(sys.argv) - 1 :])
     moments = []
@@ -65,7 +56,7 @@ def main() -> int:
             moments.append(find_moment(folder, step))
         return is_killed
 
-    killing._kill_in_save, killing.run_training = watched, train_alone
+    killing._kill_in_save = watched
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         outcomes = list(killing.kill_saves(Path(folder), num_kills, seed))

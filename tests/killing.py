@@ -4,6 +4,7 @@ A program of its own (`python killing.py FOLDER NUM_KILLS [SEED]`, one JSON line
 nothing itself and forks each run, which then takes a second. Forking a process that has trained would not be safe.
 """
 
+import faulthandler
 import hashlib
 import json
 import multiprocessing
@@ -71,7 +72,7 @@ class _Losses(TrainerCallback):
 
 def run_training(stage: str, data: str, output_dir: str) -> None:
     """A whole run, resumed if it can be; writes `saves.txt` as it goes and `result.json` at the end."""
-    torch.set_num_threads(1)
+    faulthandler.dump_traceback_later(PATIENCE_S * 0.8, exit=True)  # a run takes seconds: say where it hangs
     # tqdm's own lock is shared by all forked processes: one that is killed while it holds it would hang the others.
     tqdm.set_lock(threading.RLock())
     data, output_dir = Path(data), Path(output_dir)
@@ -113,7 +114,7 @@ def _finish(process) -> None:
     process.join(PATIENCE_S)
     if process.exitcode != 0:
         process.kill()
-        raise AssertionError(f"a training process ended with {process.exitcode}")
+        raise AssertionError(f"a training process ended with {process.exitcode}; where it hung stands on stderr")
 
 
 def _read_saves(folder: Path) -> list[tuple[str, int, float]]:
@@ -144,6 +145,9 @@ def kill_saves(folder: Path, num_kills: int, seed: int = 0) -> Iterator[Outcome]
         seed: of the moments.
     """
     context = multiprocessing.get_context("fork")
+    # Threads do not survive a fork, and what they hold stays locked: neither OpenMP's nor tqdm's may exist here.
+    torch.set_num_threads(1)
+    tqdm.monitor_interval = 0
     write_samples(folder / "data", num_clips=4)
     tiny_teacher(folder / "data" / "teacher")
     draw = random.Random(seed)
