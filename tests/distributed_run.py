@@ -74,7 +74,9 @@ def run_job(job: dict, folder: Path) -> dict:
         **options,
     )
     trainer.train(job.get("resume_from"))
-    if "export" in job:
+    # DDP's processes have the whole model: one may save it alone, without the others waiting for it.
+    is_ddp = type(trainer.model_wrapped).__name__ == "DistributedDataParallel"
+    if "export" in job and (trainer.is_world_process_zero() or not is_ddp):
         trainer.save_model(job["export"])
     engine = trainer.model_wrapped
     stage = getattr(engine, "zero_optimization_stage", None)

@@ -98,7 +98,7 @@ class VideoPandaTrainingArguments(TrainingArguments):
     )
     ddp_find_unused_parameters: bool | None = argument(False, "Every batch touches all that trains: nothing to find.")
     ddp_broadcast_buffers: bool | None = argument(
-        False, "Each process keeps statistics of its own; they are averaged before saving and evaluation."
+        False, "Each process keeps statistics of its own; they are averaged for checkpoints, evaluation and at the end."
     )
     remove_unused_columns: bool = argument(False, "The collator reads the samples' own columns.")
 

@@ -175,6 +175,7 @@ class _Plan:
 
     @classmethod
     def of(cls, samples: Iterable, root) -> "_Plan":
+        """Which clips the samples name, and what is wrong with the samples themselves."""
         plan = cls()
         for place, item in enumerate(tqdm(samples, desc="samples", unit="sample", disable=None, leave=False)):
             index, raw = split_indexed(item)

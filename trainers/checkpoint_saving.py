@@ -213,7 +213,6 @@ class CheckpointSaving:
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As in transformers, and whole weights also where FSDP saves its own state in shards."""
-        self.average_statistics()
         if self.is_fsdp_enabled and "FULL" not in str(self.accelerator.state.fsdp_plugin.state_dict_type):
             self._save(output_dir, self.accelerator.get_state_dict(self.model))
         super().save_model(output_dir, _internal_call)

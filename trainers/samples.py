@@ -283,6 +283,7 @@ class _SampleParser:
         return SampleError(message, index=self.index, id=self.id, field=field)
 
     def parse_conversations(self, present: dict) -> list[dict]:
+        """Messages of the Valley and LLaVA format."""
         turns = self._turns(present["conversations"], "conversations")
         waiting = {
             kind: [{"type": kind, "path": path} for path in self._paths(present.get(kind), kind)]
@@ -291,6 +292,7 @@ class _SampleParser:
         return self._place_visuals(turns, waiting, "conversations", names=("from", "value"))
 
     def parse_question(self, present: dict) -> list[dict]:
+        """Messages of the Video-ChatGPT format."""
         for name in ("q", "a"):
             if not isinstance(present[name], str):
                 raise self.error(name, f"is a {type(present[name]).__name__}, expected a string")
@@ -302,6 +304,7 @@ class _SampleParser:
         return self._place_visuals(turns, waiting, "conversations", names=("from", "value"))
 
     def parse_messages(self, present: dict) -> list[dict]:
+        """Messages of transformers' chat format."""
         self.turns_field = "messages"
         for kind in ("video", "image"):
             if present.get(kind):

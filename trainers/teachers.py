@@ -176,7 +176,10 @@ class Teacher(nn.Module):
 
     @cached_property
     def fingerprint(self) -> str:
-        # A digest of the loaded, frozen weights: it holds for a folder that was moved, and not for one that was changed.
+        """What the features depend on, as JSON text. Reads all weights at its first use.
+
+        It holds a digest of the loaded, frozen weights: the same for a folder that was moved, not for one that was changed.
+        """
         content = {
             "kind": self.kind,
             "weights": _digest_of(self.encoder),

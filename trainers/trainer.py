@@ -233,7 +233,10 @@ class VideoPandaTrainer(CheckpointSaving, Trainer):
             self.load_skipped_state(checkpoint)
         self._attach_losses()
         try:
-            return super().train(checkpoint, **kwargs)
+            output = super().train(checkpoint, **kwargs)
+            # Here and not in `save_model`, which one process may call alone.
+            self.average_statistics()
+            return output
         finally:
             self.losses.detach(self.model)
             if self.teacher_cache is not None:
@@ -279,16 +282,20 @@ class VideoPandaTrainer(CheckpointSaving, Trainer):
             return super()._get_train_sampler(dataset)
         group_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return ModalityLengthSampler(*describe_samples(dataset), group_size, seed)
+        return ModalityLengthSampler(*self._describe(dataset), group_size, seed)
 
     def _get_eval_sampler(self, eval_dataset) -> Sampler | None:
         # Overridden: transformers groups evaluation by length too, for which it loads every sample.
         is_alone = self.args.world_size <= 1
         return SequentialSampler(eval_dataset) if is_alone and not _is_stream(eval_dataset) else None
 
+    def _describe(self, dataset: IndexedDataset) -> tuple[list[str], list[int]]:
+        """Modality and rough length of each sample."""
+        return describe_samples(dataset, self.args.num_frames or self.core_config.vision_config.num_frames)
+
     def _balanced_sampler(self, dataset: IndexedDataset) -> Sampler:
         return BatchRebalanceSampler(
-            lengths=describe_samples(dataset)[1],
+            lengths=self._describe(dataset)[1],
             effective_batch_size=self.get_total_train_batch_size(self.args),
             dp_size=self.args.world_size,
             grad_accum=self.args.gradient_accumulation_steps,

@@ -10,20 +10,10 @@ import killing
 import pytest
 import torch
 from tiny import tiny_config, tiny_model, tiny_processor
-from training_runs import STAGE_NAMES, changed_names, losses_of, make_trainer, tiny_teacher, weights_of, write_samples
+from training_runs import STAGE_NAMES, changed_names, losses_of, make_trainer, weights_of
 from transformers import AutoModel
 
 from video_panda.trainers.checkpoints import verify
-
-
-@pytest.fixture(scope="module")
-def samples(tmp_path_factory):
-    return write_samples(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    return tiny_teacher(tmp_path_factory.mktemp("teacher"))
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hub_server import USER, HubServer, run_client
 from tiny import tiny_config, tiny_model, tiny_processor
-from training_runs import changed_names, losses_of, make_trainer, tiny_teacher, weights_of, write_samples
+from training_runs import changed_names, losses_of, make_trainer, weights_of
 from transformers import Trainer
 
 from video_panda import VideoPandaForConditionalGeneration
@@ -40,16 +40,6 @@ LOAD = """
     AutoModel.from_pretrained(os.environ["REPO"], trust_remote_code=True)
     AutoProcessor.from_pretrained(os.environ["REPO"], trust_remote_code=True)
 """
-
-
-@pytest.fixture(scope="module")
-def samples(tmp_path_factory):
-    return write_samples(tmp_path_factory.mktemp("data"), num_clips=4)
-
-
-@pytest.fixture(scope="module")
-def teacher(samples):
-    return tiny_teacher(samples.parent / "teacher")
 
 
 def push_from_training(server, samples, strategy: str, home: Path) -> dict[str, bytes]:

@@ -17,7 +17,6 @@ from training_runs import (
     stage_arguments,
     tiny_teacher,
     weights_of,
-    write_samples,
 )
 from transformers import Trainer
 
@@ -38,16 +37,6 @@ from video_panda.trainers.trainer import (
     _keep_answers,
     find_alignment_head,
 )
-
-
-@pytest.fixture(scope="module")
-def samples(tmp_path_factory):
-    return write_samples(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    return tiny_teacher(tmp_path_factory.mktemp("teacher"))
 
 
 def overfit(stage, samples, output_dir, teacher, model, num_steps, learning_rate):
