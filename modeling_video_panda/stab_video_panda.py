@@ -97,6 +97,30 @@ class VideoPandaTemporalConvolution(nn.Module):
         return mixed + padded[:, 1 : num_frames + 1] * taps_3R[1] + padded[:, 2 : num_frames + 2] * taps_3R[2]
 
 
+class VideoPandaPositionEncoding(nn.Conv3d):
+    """LSTE's depthwise 3 x 3 x 3 convolution. Release: `dpe`."""
+
+    def __init__(self, width: int):
+        super().__init__(width, width, kernel_size=3, padding=1, groups=width)
+
+    def forward(self, states_MKPPD: torch.Tensor) -> torch.Tensor:
+        """(M, K, P, P, D) -> (M, K, P, P, D)."""
+        if states_MKPPD.device.type == "cpu" and torch.is_grad_enabled() and states_MKPPD.requires_grad:
+            return self._frame_by_frame(states_MKPPD)
+        return super().forward(states_MKPPD.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
+
+    def _frame_by_frame(self, states_MKPPD: torch.Tensor) -> torch.Tensor:
+        """The same as one 2-D convolution for each tap in time: on a CPU forward and backward take a quarter of the time."""
+        frames = states_MKPPD.shape[1]
+        padded_MKPPD = F.pad(states_MKPPD, (0, 0, 0, 0, 0, 0, 1, 1))
+        mixed_XPPD = self.bias
+        for tap in range(3):
+            shifted_XDPP = padded_MKPPD[:, tap : tap + frames].flatten(0, 1).permute(0, 3, 1, 2)
+            convolved_XDPP = F.conv2d(shifted_XDPP, self.weight[:, :, tap], padding=1, groups=self.groups)
+            mixed_XPPD = mixed_XPPD + convolved_XDPP.permute(0, 2, 3, 1)
+        return mixed_XPPD.unflatten(0, (-1, frames))
+
+
 class VideoPandaLSTE(nn.Module):
     """LSTE, Local Spatio-Temporal Encoding: Y = E + A(E), then Y + DPE(Y). Release: `lmhra1` and `dpe`."""
 
@@ -107,15 +131,14 @@ class VideoPandaLSTE(nn.Module):
         self.reduce = nn.Linear(width, inner)
         self.temporal = VideoPandaTemporalConvolution(inner)
         self.expand = VideoPandaZeroLinear(inner, width)
-        self.position_encoding = nn.Conv3d(width, width, kernel_size=3, padding=1, groups=width)
+        self.position_encoding = VideoPandaPositionEncoding(width)
 
     def forward(self, patches_MKPPD: torch.Tensor) -> torch.Tensor:
         """(M, K, P, P, D) -> (M, K, P, P, D)."""
         chunks, frames, side, _, width = patches_MKPPD.shape
         reduced_MKNR = self.reduce(self.norm(patches_MKPPD.reshape(-1, width))).view(chunks, frames, side * side, -1)
         encoded_MKPPD = patches_MKPPD + self.expand(self.temporal(reduced_MKNR)).view_as(patches_MKPPD)
-        position_MKPPD = self.position_encoding(encoded_MKPPD.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
-        return encoded_MKPPD + position_MKPPD
+        return encoded_MKPPD + self.position_encoding(encoded_MKPPD)
 
 
 class VideoPandaGSTRA(GradientCheckpointingLayer):

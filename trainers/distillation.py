@@ -18,7 +18,7 @@ from transformers.modeling_outputs import ModelOutput
 from .alignment_head import AlignmentHead, distillation_loss, distilled_layers
 
 HEAD_NAME = "alignment_head"  # under which the trained model carries the head while it trains
-NUM_FRAMES_AT_ONCE = 2  # frames that the head computes together; fewer take less memory and more kernel launches
+NUM_TOKENS_AT_ONCE = 512  # that the head computes together, in whole frames; fewer take less memory and more launches
 
 
 @dataclass
@@ -221,8 +221,9 @@ class TrainingLosses:
             if len(teacher_ThwW) != grid[0]:
                 raise ValueError(f"A video of {grid[0]} frames has teacher features of {len(teacher_ThwW)}")
             # A few frames at a time: what the head computes for a token is many times as large as the token's states.
-            own_columns = columns.view(grid).split(NUM_FRAMES_AT_ONCE)
-            own_teacher = teacher_ThwW.to(input_ids.device).split(NUM_FRAMES_AT_ONCE)
+            num_frames = max(1, NUM_TOKENS_AT_ONCE // (grid[1] * grid[2]))
+            own_columns = columns.view(grid).split(num_frames)
+            own_teacher = teacher_ThwW.to(input_ids.device).split(num_frames)
             for columns_Thw, teacher in zip(own_columns, own_teacher):
                 total = total + checkpoint(
                     self._frames_loss,

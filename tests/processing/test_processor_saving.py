@@ -167,7 +167,8 @@ def test_the_version_is_checked_before_what_needs_it_is_imported():
 
 OVERRIDDEN = ["_get_arguments_from_pretrained", "check_argument_for_proper_class", "_process_videos", "_process_images",
               "prepare_inputs_layout", "validate_inputs", "replace_video_token", "replace_image_token",
-              "get_text_with_replacements", "_check_special_mm_tokens", "create_mm_token_type_ids"]  # fmt: skip
+              "get_text_with_replacements", "_check_special_mm_tokens", "create_mm_token_type_ids",
+              "_adjust_assistant_masks_indices"]  # fmt: skip
 USED = ["_normalize_conversations", "_resolve_chat_template"]
 
 

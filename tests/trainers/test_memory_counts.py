@@ -9,9 +9,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from video_panda.trainers.alignment_head import AlignmentHead, distillation_loss, distilled_layers
-from video_panda.trainers.distillation import NUM_FRAMES_AT_ONCE, DistillationBatch, TrainingLosses
+from video_panda.trainers import distillation
+from video_panda.trainers.distillation import DistillationBatch, TrainingLosses
 
 NUM_LAYERS, WIDTH, GRID = 16, 64, (8, 3, 3)
+NUM_FRAMES_AT_ONCE = 2
+
+
+@pytest.fixture(autouse=True)
+def few_tokens_at_once(monkeypatch):
+    """In proportion to the small grid: two frames, and something left over."""
+    monkeypatch.setattr(distillation, "NUM_TOKENS_AT_ONCE", (NUM_FRAMES_AT_ONCE + 1) * GRID[1] * GRID[2] - 1)
 
 
 class LiveStorages(TorchDispatchMode):
