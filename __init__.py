@@ -21,6 +21,7 @@ _MODULE_OF_NAME = {
     "VideoPandaImageProcessor": "processing.image_processing_video_panda",
     "VideoDecodeError": "processing.video_decoding_video_panda",
     "convert_checkpoint": "hub.convert",
+    "write_model_card": "hub.card",
     **dict.fromkeys(
         (
             "VideoPandaTrainingArguments",
@@ -35,11 +36,16 @@ _MODULE_OF_NAME = {
         ("InitialAlignmentTrainer", "VisualLanguageIntegrationTrainer", "InstructionTuningTrainer"), "trainers.stages"
     ),
     "VideoPandaDataCollator": "trainers.collator",
+    "Teacher": "trainers.teachers",
     "load_teacher": "trainers.teachers",
     "lora_config": "trainers.lora",
     "quantization_config": "trainers.lora",
     "check_data": "trainers.check_data",
     "train": "trainers.train",
+    **dict.fromkeys(("ShapesQA", "training_samples", "write_split"), "evaluation.shapes_qa"),
+    "cell_labels": "evaluation.shapes_render",
+    "draw_scene": "evaluation.shapes_scenes",
+    "evaluate": "evaluation.runner",
     "ask": "cli",
     "info": "cli",
 }

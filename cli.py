@@ -358,6 +358,42 @@ def _train_command(
     train(config, context.args)
 
 
+@app.command("evaluate")
+def _evaluate_command(
+    model: Annotated[str, typer.Argument(help="Checkpoint: a folder or a Hub id.")],
+    benchmark: Annotated[str, typer.Option(help="Which one: shapes-qa.")],
+    output_dir: Annotated[Path, typer.Option(help="Folder of answers and scores; an interrupted run goes on there.")],
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the clips. Default: OUTPUT_DIR/clips.")] = None,
+    split: Annotated[str | None, typer.Option(help="Part of the benchmark. Default: test.")] = None,
+    clips: Annotated[int | None, typer.Option(min=1, help="Only so many clips.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames to look at.")] = None,
+    repeat_frame: Annotated[int | None, typer.Option(min=0, help="Show this one frame again and again.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 16,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 32,
+    dtype: Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")] = "auto",
+    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:0. Default: a GPU if there is one.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repository.")] = None,
+) -> None:
+    """Ask a checkpoint the questions of a benchmark; prints accuracies by kind of question beside chance."""
+    from .evaluation.benchmarks import open_benchmark
+    from .evaluation.runner import evaluate
+
+    opened = open_benchmark(benchmark, data_dir or output_dir / "clips", split, clips)
+    processor = load_processor(model, revision)
+    result = evaluate(
+        load_model(model, dtype, device, revision),
+        opened,
+        processor,
+        output_dir=output_dir,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        num_frames=frames,
+        repeat_frame=repeat_frame,
+        model_name=model,
+    )
+    typer.echo(result.scores.to_markdown())
+
+
 def main() -> None:
     """The console script: what the user can mend is one line on stderr, not a traceback."""
     try:

@@ -149,9 +149,10 @@ class ShapesQA(Benchmark):
         folder: where the clips are kept.
         split: "train", "validation" or "test". Choices are made on validation; the test split is for the last look.
         num_clips, first, families: see `split_seeds`.
+        kinds: only questions of these kinds.
 
     Raises:
-        ValueError: see `split_seeds`.
+        ValueError: an unknown kind, or as `split_seeds`.
     """
 
     name = "shapes-qa"
@@ -165,7 +166,11 @@ class ShapesQA(Benchmark):
         num_clips: int = 1000,
         first: int = 0,
         families: Collection[str] = FAMILIES,
+        kinds: Collection[str] = KINDS,
     ):
+        self.asked = {kinds} if isinstance(kinds, str) else set(kinds)
+        if not self.asked or not self.asked <= set(KINDS):
+            raise ValueError(f"`kinds` is {kinds!r}, expected some of {list(KINDS)}")
         self.folder = Path(folder)
         self.split = split
         self.seeds = split_seeds(split, num_clips, first, families)
@@ -173,7 +178,7 @@ class ShapesQA(Benchmark):
     @cached_property
     def questions(self) -> list[Question]:
         """All questions, clip by clip; nothing is rendered for that."""
-        return questions_of(self.seeds)
+        return [question for question in questions_of(self.seeds) if question.kind in self.asked]
 
     def prepare(self, num_workers: int = 0, show_progress: bool | None = None) -> int:
         """Render what is missing; see `render_clips`."""

@@ -8,8 +8,8 @@ from tiny import tiny_config, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from video_panda.trainers.alignment_head import AlignmentHead, distillation_loss, distilled_layers
 from video_panda.trainers import distillation
+from video_panda.trainers.alignment_head import AlignmentHead, distillation_loss, distilled_layers
 from video_panda.trainers.distillation import DistillationBatch, TrainingLosses
 
 NUM_LAYERS, WIDTH, GRID = 16, 64, (8, 3, 3)

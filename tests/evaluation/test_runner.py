@@ -1,0 +1,186 @@
+"""Asking a model the questions of a benchmark: batches, files, resuming, and what cannot cheat."""
+
+import json
+from collections import Counter
+
+import pytest
+import torch
+from tiny import tiny_config, tiny_model, tiny_processor
+
+from video_panda import ShapesQA, evaluate
+from video_panda.evaluation import runner
+from video_panda.evaluation.benchmark import Benchmark, shuffled_labels
+from video_panda.evaluation.benchmarks import BENCHMARKS, find_benchmark, open_benchmark
+from video_panda.evaluation.shapes_questions import TIME_KINDS
+
+NUM_CLIPS = 4
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    benchmark = ShapesQA(tmp_path_factory.mktemp("shapes"), "validation", NUM_CLIPS)
+    benchmark.prepare(show_progress=False)
+    return benchmark
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return tiny_processor()
+
+
+@pytest.fixture(scope="module")
+def model(processor):
+    return tiny_model(tiny_config(processor.video_token_id))
+
+
+def run(model, shapes, processor, **options):
+    return evaluate(model, shapes, processor, **{"max_new_tokens": 3, "batch_size": 4, **options})
+
+
+def test_answers_do_not_depend_on_the_batch_and_are_scored(model, shapes, processor):
+    together, alone = (run(model, shapes, processor, batch_size=size) for size in (8, 1))
+    assert together.answers == alone.answers
+    assert len(together.answers) == len(shapes.questions) == together.scores.total.num_questions
+    assert together.scores == shapes.score(shapes.questions, together.answers)
+
+
+def test_the_answers_are_those_of_ask(model, shapes, processor):
+    from video_panda import ask
+
+    found = run(model, shapes, processor)
+    for question, answer in list(zip(shapes.questions, found.answers))[:3]:
+        path = shapes.video_path(question)
+        assert ask(path, question.question, model, processor=processor, max_new_tokens=3)["answer"] == answer
+
+
+def test_the_model_is_asked_in_eval_mode_and_left_as_it_was(model, shapes, processor):
+    model.train()
+    try:
+        first, second = (run(model, shapes, processor).answers for _ in range(2))
+        assert model.training
+    finally:
+        model.eval()
+    assert first == second == run(model, shapes, processor).answers
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_an_interrupted_run_goes_on_where_it_was(model, shapes, processor, tmp_path, monkeypatch):
+    whole = run(model, shapes, processor, output_dir=tmp_path / "whole")
+    asked = []
+    original = runner._Asker.ask
+
+    def ask(self, questions):
+        if len(asked) == 2:
+            raise Interrupted
+        asked.append([question.id for question in questions])
+        return original(self, questions)
+
+    monkeypatch.setattr(runner._Asker, "ask", ask)
+    with pytest.raises(Interrupted):
+        run(model, shapes, processor, output_dir=tmp_path / "part")
+    assert not (tmp_path / "part" / "scores.json").exists()
+    answers_file = tmp_path / "part" / "answers.jsonl"
+    with open(answers_file, "a") as file:
+        file.write('{"id": "cut o')
+    before = [identifier for batch in asked for identifier in batch]
+    second = []
+    monkeypatch.setattr(
+        runner._Asker, "ask", lambda self, own: (second.extend(q.id for q in own), original(self, own))[1]
+    )
+    resumed = run(model, shapes, processor, output_dir=tmp_path / "part")
+    assert resumed.answers == whole.answers
+    assert Counter(before + second) == Counter(question.id for question in shapes.questions)
+    lines = [json.loads(line) for line in answers_file.read_text().splitlines()]
+    assert [line["answer"] for line in lines] == whole.answers
+    for name in ("scores.json", "scores.md"):
+        assert (tmp_path / "part" / name).read_text() == (tmp_path / "whole" / name).read_text()
+
+
+def test_a_folder_of_another_run_is_refused(model, shapes, processor, tmp_path):
+    run(model, shapes, processor, output_dir=tmp_path)
+    with pytest.raises(ValueError, match="holds another run: its max_new_tokens is 3, this one's is 2"):
+        run(model, shapes, processor, output_dir=tmp_path, max_new_tokens=2)
+    other = tiny_model(tiny_config(processor.video_token_id), seed=1)
+    with pytest.raises(ValueError, match=runner.DIGEST_NAME):
+        run(other, shapes, processor, output_dir=tmp_path)
+    changed = ShapesQA(shapes.folder, "validation", NUM_CLIPS, kinds=TIME_KINDS)
+    with pytest.raises(ValueError, match="holds another run"):
+        run(model, changed, processor, output_dir=tmp_path)
+    assert run(model, shapes, processor, output_dir=tmp_path, model_name="elsewhere").answers
+
+
+def test_one_repeated_frame_is_all_that_the_model_sees(model, shapes, processor, monkeypatch):
+    seen = []
+    original = model.generate
+    monkeypatch.setattr(
+        model, "generate", lambda **inputs: (seen.append(inputs["pixel_values_videos"]), original(**inputs))[1]
+    )
+    run(model, shapes, processor, repeat_frame=3)
+    pixels_VTCSS = torch.cat(seen)
+    assert pixels_VTCSS.shape[1] == 8
+    assert torch.equal(pixels_VTCSS, pixels_VTCSS[:, :1].expand_as(pixels_VTCSS))
+    seen.clear()
+    run(model, shapes, processor)
+    assert torch.equal(torch.cat(seen)[:, 3], pixels_VTCSS[:, 0])
+
+
+class AnswersFrom:
+    """Gives fixed answers in the place of a model's."""
+
+    def __init__(self, answers):
+        self.answers = answers
+
+    def ask(self, questions):
+        return [self.answers[question.id] for question in questions]
+
+
+def test_shuffled_labels_give_chance(model, processor, tmp_path, monkeypatch):
+    """Perfect answers, scored against labels that were dealt out anew, are right as often as guesses."""
+    benchmark = ShapesQA(tmp_path, "validation", 1500)
+    truth = {question.id: question.answer for question in benchmark.questions}
+    monkeypatch.setattr(runner, "_Asker", lambda *args: AnswersFrom(truth))
+    assert evaluate(model, benchmark, processor).scores.total.accuracy == 1
+
+    class Shuffled(ShapesQA):
+        @property
+        def questions(self):
+            return shuffled_labels(benchmark.questions)
+
+    scores = evaluate(model, Shuffled(tmp_path, "validation", 1500), processor).scores
+    for row in scores.rows:
+        assert row.low - 0.02 <= row.chance <= row.high + 0.02, row
+    assert scores.total.accuracy < 0.4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "`batch_size` must be a whole number of at least 1, got 0"),
+        ({"max_new_tokens": 1.5}, "`max_new_tokens` must be a whole number of at least 1, got 1.5"),
+        ({"repeat_frame": 1, "num_frames": 4}, "give no `num_frames`"),
+        ({"repeat_frame": 99}, "99"),
+    ],
+)
+def test_bad_options_are_named(model, shapes, processor, options, message):
+    with pytest.raises(ValueError, match=message):
+        run(model, shapes, processor, **options)
+
+
+def test_only_the_kinds_that_were_asked_for(tmp_path):
+    benchmark = ShapesQA(tmp_path, "validation", 100, kinds=TIME_KINDS)
+    assert {question.kind for question in benchmark.questions} == set(TIME_KINDS)
+    with pytest.raises(ValueError, match="`kinds` is 'taste'"):
+        ShapesQA(tmp_path, "validation", 100, kinds="taste")
+
+
+def test_benchmarks_are_found_by_name(tmp_path):
+    names = [benchmark.name for benchmark in BENCHMARKS]
+    assert len(set(names)) == len(names)
+    assert all(issubclass(find_benchmark(name), Benchmark) for name in names)
+    assert open_benchmark("shapes-qa", tmp_path, "validation", 3).seeds == ShapesQA(tmp_path, "validation", 3).seeds
+    assert open_benchmark("shapes-qa", tmp_path).split == "test"
+    with pytest.raises(ValueError, match="benchmark is 'shapes', expected one of shapes-qa"):
+        open_benchmark("shapes", tmp_path)
