@@ -1,0 +1,260 @@
+"""The parts of examples/shapes/: words, clips in memory, the teacher, the recipe's folders, the report."""
+
+import ast
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import video_panda
+from video_panda import (
+    ShapesQA,
+    VideoPandaDataCollator,
+    VideoPandaForConditionalGeneration,
+    draw_scene,
+    training_samples,
+    write_split,
+)
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+from shapes import optimizer, recipe, report, teacher, words  # noqa: E402
+from shapes.clips import ClipMemory  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return words.make_processor()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shapes")
+    write_split(folder, "train", 6, show_progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def samples(folder):
+    return json.loads((folder / "train.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def fresh_teacher():
+    torch.manual_seed(0)
+    return teacher.ShapesTeacher(teacher.ShapesTeacherModel(teacher.ShapesTeacherConfig()))
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.rglob("*.py")), ids=lambda path: path.name)
+def test_examples_use_public_names_only(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("video_panda"):
+            assert node.module == "video_panda"
+            assert {name.name for name in node.names} <= set(video_panda.__all__)
+
+
+@pytest.mark.parametrize("content", ["captions", "questions"])
+def test_the_tokenizer_knows_every_word(content, processor):
+    tokenizer = processor.tokenizer
+    for words_seed in (0, 5):
+        for split in (range(1000, 1300), range(10**9, 10**9 + 300)):
+            for sample in training_samples(split, content, words_seed):
+                for turn in sample["conversations"]:
+                    text = turn["value"].removeprefix("<video>\n")
+                    ids = tokenizer(text)["input_ids"]
+                    assert tokenizer.unk_token_id not in ids, text
+                    assert tokenizer.decode(ids).replace(" ", "") == text.replace(" ", "")
+
+
+def test_the_system_prompt_is_one_word_when_training_and_when_asking(processor):
+    chat = [{"role": "user", "content": [{"type": "text", "text": "What colour is the object?"}]}]
+    asked = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=True)
+    taught = processor.apply_chat_template(
+        [*chat, {"role": "assistant", "content": [{"type": "text", "text": "red"}]}], tokenize=True, return_dict=True
+    )
+    shown = [processor.tokenizer.convert_ids_to_tokens(inputs["input_ids"][0]) for inputs in (asked, taught)]
+    assert shown[0] == ["<s>", "SYSTEM", "USER:", "What", "colour", "is", "the", "object", "?", "ASSISTANT:"]
+    assert shown[1] == [*shown[0], "red", "</s>"]
+
+
+def test_a_batch_from_memory_is_the_collators(processor, folder, samples, fresh_teacher):
+    items = list(enumerate(samples))
+    memory = ClipMemory(processor, folder, fresh_teacher)
+    expected = VideoPandaDataCollator(processor, folder)(items)
+    for _ in range(2):  # the second time nothing is decoded
+        batch = memory(items)
+        for name in ("input_ids", "attention_mask", "labels", "video_grid_thw"):
+            assert torch.equal(batch[name], expected[name]), name
+        torch.testing.assert_close(batch["pixel_values_videos"], expected["pixel_values_videos"], atol=2e-3, rtol=1e-3)
+        features = fresh_teacher(expected["pixel_values_videos"])
+        torch.testing.assert_close(torch.stack(batch["teacher_features"]), features, atol=4e-3, rtol=4e-3)
+        memory.collator = None
+
+
+def test_the_teachers_canvas_is_the_students(processor, fresh_teacher):
+    names = ("image_size", "patch_size", "image_mean", "image_std")
+    own, theirs = processor.video_processor, fresh_teacher.video_processor()
+    assert all(np.allclose(getattr(own, name), getattr(theirs, name)) for name in names)
+
+
+def test_what_the_teacher_is_to_believe():
+    seeds = [seed for seed in range(200) if draw_scene(seed).family == "single"][:40]
+    for seed in seeds:
+        scene, beliefs = draw_scene(seed), teacher.attributes_of(seed)
+        assert beliefs.shape == (8, teacher.SIDE, teacher.SIDE, teacher.NUM_ATTRIBUTES)
+        assert 0 <= beliefs.min() <= beliefs.max() <= 1
+        starts = np.cumsum([0, *teacher.ATTRIBUTES.values()])
+        colour = dict(zip(teacher.ATTRIBUTES, starts))["colour"]
+        x, y = scene.objects[0].centres[3]
+        cell = beliefs[3, y // words.PATCH_SIZE, x // words.PATCH_SIZE]
+        colours = ("red", "green", "blue", "yellow", "purple", "cyan")
+        assert colours[cell[colour : colour + 6].argmax()] == scene.objects[0].colour
+        place = cell[starts[-1] :].reshape(2, teacher.NUM_BINS)
+        assert [int(axis.argmax()) for axis in place] == [min(3, round(v / 16 - 0.5)) for v in (x, y)] or np.isclose(
+            np.sort(place)[:, -1], np.sort(place)[:, -2]
+        ).any()
+
+
+def test_the_teacher_sees_neighbouring_frames_and_no_others(fresh_teacher):
+    pixels = torch.randn(1, 8, 3, 64, 64)
+    changed = pixels.clone()
+    changed[:, 7] += 1
+    before, after = fresh_teacher(pixels), fresh_teacher(changed)
+    differs = (before != after).flatten(2).any(-1)[0]
+    reach = 1 + fresh_teacher.encoder.config.num_hidden_layers
+    assert differs.tolist() == [frame >= 7 - reach for frame in range(8)]
+
+
+def test_a_saved_teacher_is_the_same(tmp_path, fresh_teacher):
+    fresh_teacher.encoder.save_pretrained(tmp_path)
+    loaded = teacher.ShapesTeacher(teacher.ShapesTeacherModel.from_pretrained(tmp_path).eval())
+    pixels = torch.randn(1, 8, 3, 64, 64)
+    assert torch.equal(loaded(pixels), fresh_teacher(pixels))
+    assert loaded.fingerprint == fresh_teacher.fingerprint
+
+
+def test_the_features_hold_each_cells_place(fresh_teacher):
+    features = fresh_teacher(torch.zeros(1, 1, 3, 64, 64))[0, 0]
+    places = features[..., teacher.NUM_ATTRIBUTES : teacher.NUM_ATTRIBUTES + 16]
+    assert places.argmax(-1)[2, 5] == 2
+    assert places[..., 8:].argmax(-1)[2, 5] == 5
+    assert (places.sum(-1) == 2).all()
+
+
+def small_network():
+    torch.manual_seed(1)
+    return torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.GELU(), torch.nn.Linear(16, 4))
+
+
+def take_steps(network, optimizers, num_steps, seed):
+    draws = torch.Generator().manual_seed(seed)
+    for _ in range(num_steps):
+        network.zero_grad()
+        network(torch.randn(5, 8, generator=draws)).square().sum().backward()
+        for own in optimizers:
+            own.step()
+
+
+def test_muon_and_adamw_in_one_are_the_two():
+    one, other = small_network(), small_network()
+    matrices = [[network[0].weight, network[2].weight] for network in (one, other)]
+    biases = [other[0].bias, other[2].bias]
+    both = optimizer.MuonAdamW(one.parameters(), lr=1e-2, muon=matrices[0])
+    take_steps(one, [both], 5, seed=0)
+    muon = torch.optim.Muon(matrices[1], lr=1e-2, weight_decay=0, adjust_lr_fn="match_rms_adamw")
+    take_steps(other, [muon, torch.optim.AdamW(biases, lr=1e-2, betas=(0.9, 0.98), weight_decay=0)], 5, seed=0)
+    for name, parameter in one.named_parameters():
+        # PyTorch's Muon rounds to bfloat16 on the way.
+        torch.testing.assert_close(parameter, dict(other.named_parameters())[name], atol=2e-3, rtol=0, msg=name)
+    assert {group["lr"] for group in both.param_groups} == {1e-2}
+
+
+def test_a_resumed_optimizer_goes_on_as_it_was():
+    one, other = small_network(), small_network()
+    make = lambda network: optimizer.MuonAdamW(network.parameters(), lr=1e-2, muon=[network[0].weight])  # noqa: E731
+    first = make(one)
+    take_steps(one, [first], 3, seed=0)
+    other.load_state_dict(one.state_dict())
+    second = make(other)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    take_steps(one, [first], 3, seed=5)
+    take_steps(other, [second], 3, seed=5)
+    assert all(torch.equal(*pair) for pair in zip(one.parameters(), other.parameters()))
+
+
+def test_muon_takes_the_linear_layers_that_train(processor):
+    model = VideoPandaForConditionalGeneration(recipe.make_config(recipe.Recipe(), processor))
+    model.model.projector.requires_grad_(False)
+    groups = optimizer.optimizer_factory()(model, lr=1e-3).param_groups
+    by_kind = {group["is_muon"]: {id(parameter) for parameter in group["params"]} for group in groups}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    muon, adamw = ({names[own] for own in by_kind[is_muon]} for is_muon in (True, False))
+    assert muon | adamw == {name for name, own in model.named_parameters() if own.requires_grad}
+    assert not muon & adamw
+    assert "model.language_model.layers.0.mlp.up_proj.weight" in muon
+    assert "model.stab.lsd.q_proj.weight" in muon
+    assert "model.language_model.embed_tokens.weight" in adamw
+    assert not any("projector" in name for name in muon | adamw)
+
+
+def test_a_folder_of_another_recipe_is_refused(tmp_path):
+    recipe.claim(tmp_path, recipe.Recipe())
+    recipe.claim(tmp_path, recipe.Recipe())
+    with pytest.raises(ValueError, match="another recipe \\(it differs in seed, distillation_loss\\)"):
+        recipe.claim(tmp_path, recipe.Recipe(seed=1, distillation_loss="mse"))
+
+
+def test_reading_samples_hold_no_video():
+    samples = recipe.reading_samples(range(3))
+    assert not any("video" in sample for sample in samples)
+    assert "<video>" not in json.dumps(samples)
+    assert [turn["from"] for turn in samples[0]["conversations"][:4]] == ["human", "gpt", "human", "gpt"]
+
+
+def test_the_contact_sheet_shows_what_the_model_saw(tmp_path, folder, processor):
+    benchmark = ShapesQA(folder, "train", 2)
+    question = benchmark.questions[0]
+    clip = benchmark.video_path(question)
+    rows = [(clip, question.question, "red", question.answer), (clip, question.question, question.answer, "x")]
+    report.write_contact_sheet(tmp_path / "sheet.png", rows, processor)
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert sheet.shape == (4 + 2 * 120, 4 + 8 * 100, 3)
+    frames, _ = processor.video_processor.fetch_videos(clip)
+    assert np.array_equal(sheet[24, 4], frames[0, 0, 0].numpy())
+    assert np.array_equal(sheet[24 + 95, 4 + 7 * 100 + 95], frames[7, 63, 63].numpy())
+
+
+def test_a_failing_fresh_process_says_why(tmp_path):
+    with pytest.raises(RuntimeError, match="the fresh process failed:\n"):
+        report.ask_in_fresh_process(tmp_path, [])
+
+
+@pytest.mark.slow
+def test_the_quickstart_in_miniature_goes_on_where_it_was(tmp_path):
+    command = [sys.executable, str(EXAMPLES / "quickstart.py"), str(tmp_path / "out"), "--split", "validation"]
+    options = ["--scale", "0.02", "--clips", "32", "--test-clips", "20"]
+    first, second = (
+        subprocess.run([*command, *options], capture_output=True, text=True, check=True).stdout for _ in range(2)
+    )
+    tables = [[line for line in output.splitlines() if line.startswith("|")] for output in (first, second)]
+    assert len(tables[0]) == 2 + 11 + 1
+    assert tables[0] == tables[1]
+    assert "train_runtime" in first
+    assert "train_runtime" not in second
+    checkpoint = tmp_path / "out" / "checkpoint"
+    for name in (
+        "README.md",
+        "model.safetensors",
+        "processor_config.json",
+        "modeling_video_panda.py",
+        "evaluation.json",
+    ):
+        assert (checkpoint / name).is_file(), name
+    assert (tmp_path / "out" / "questions.png").stat().st_size > 1000
