@@ -231,6 +231,7 @@ def test_the_contact_sheet_shows_what_the_model_saw(tmp_path, folder, processor)
     assert np.array_equal(sheet[24 + 95, 4 + 7 * 100 + 95], frames[7, 63, 63].numpy())
 
 
+@pytest.mark.slow
 def test_a_failing_fresh_process_says_why(tmp_path):
     with pytest.raises(RuntimeError, match="the fresh process failed:\n"):
         report.ask_in_fresh_process(tmp_path, [])

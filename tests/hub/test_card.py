@@ -4,7 +4,7 @@ import pytest
 from huggingface_hub import ModelCard
 from tiny import write_tiny_checkpoint
 
-from video_panda import write_model_card
+from video_panda import VideoPandaForConditionalGeneration, write_model_card
 
 
 @pytest.fixture
@@ -31,13 +31,10 @@ def test_a_card_with_results(folder):
     found = {result.metric_name: result.metric_value for result in card.data.eval_results}
     assert found == {"accuracy (colour)": 0.9877, "accuracy (shape)": 0.5}
     assert {(result.dataset_name, result.dataset_split) for result in card.data.eval_results} == {("shapes-qa", "test")}
-    for words in (
-        "# tiny",
-        "Random weights.",
-        "| a | table |",
-        'from_pretrained("me/tiny"',
-        "0.04 M visual parameters",
-    ):
+    model = VideoPandaForConditionalGeneration.from_pretrained(folder)
+    num_visual = sum(own.numel() for part in (model.model.stab, model.model.projector) for own in part.parameters())
+    numbers = f"{num_visual / 1e6:.2f} M visual parameters of {model.num_parameters() / 1e6:.2f} M in all"
+    for words in ("# tiny", "Random weights.", "| a | table |", 'from_pretrained("me/tiny"', numbers):
         assert words in card.text
     assert "{{" not in card.text
     assert not list(folder.glob(".README*"))
