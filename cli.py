@@ -17,6 +17,11 @@ app = typer.Typer(
 )
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEFAULT_MODEL = Path(__file__).parent / "default_model"
+DEFAULT_MODEL_NOTE = (
+    "no --model given: using the demonstration model of the package, which knows synthetic shapes only; "
+    "name a real checkpoint (a folder or a Hub id) with --model"
+)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
@@ -95,7 +100,7 @@ def load_model(model: str, dtype: str = "auto", device: str | None = None, revis
 def ask(
     clip,
     question: str,
-    model,
+    model=None,
     *,
     processor=None,
     num_frames: int | None = None,
@@ -113,7 +118,8 @@ def ask(
         clip: whatever the processor takes as a video: path, bytes, array, list of frames; a picture file is asked about
             as a still image.
         question: the question.
-        model: folder or Hub id; or a loaded model, with its `processor`.
+        model: folder or Hub id; or a loaded model, with its `processor`; default: the package's own demonstration model,
+            which knows synthetic shapes only.
         processor: of a loaded model.
         num_frames: frames to look at; default: what the processor was made with.
         dtype, device, revision: see `load_model`.
@@ -130,6 +136,9 @@ def ask(
         ValueError, OSError: what is wrong with the checkpoint or the clip, and where.
     """
     report = report or (lambda line: None)
+    if model is None:
+        report(DEFAULT_MODEL_NOTE)
+        model = DEFAULT_MODEL
     is_loaded = not isinstance(model, (str, Path))
     if is_loaded and processor is None:
         raise ValueError("a loaded model needs its processor: ask(clip, question, model, processor=processor)")
@@ -142,7 +151,7 @@ def ask(
     times.append(time.perf_counter())
 
     if not is_loaded:
-        report(f"loading {model}")
+        report(f"loading {'the demonstration model' if model == DEFAULT_MODEL else model}")
         model = load_model(str(model), dtype, device, revision)
     times.append(time.perf_counter())
 
@@ -236,7 +245,9 @@ def info(model: str, revision: str | None = None) -> dict:
 def _ask_command(
     clip: Annotated[str, typer.Argument(help="Video file (or picture).")],
     question: Annotated[str, typer.Argument(help="What to ask about it.")],
-    model: Annotated[str, typer.Option(help="Checkpoint: a folder or a Hub id.")],
+    model: Annotated[
+        str | None, typer.Option(help="Checkpoint: a folder or a Hub id. Default: a demonstration model.")
+    ] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Frames to look at.")] = None,
     dtype: Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")] = "auto",
     device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:0. Default: a GPU if there is one.")] = None,

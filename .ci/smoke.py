@@ -5,6 +5,7 @@ cannot see the package (so that only the code saved beside the weights is used),
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -30,18 +31,32 @@ def check_what_is_installed() -> None:
     modules = {*CHECKOUT.glob("*.py")}
     for marker in CHECKOUT.glob("*/__init__.py"):
         modules |= {*marker.parent.rglob("*.py")}
+    modules |= {*(CHECKOUT / "default_model").glob("*.py")}
     expected = {f"video_panda/{path.relative_to(CHECKOUT).as_posix()}" for path in modules}
     installed = {file.as_posix() for file in metadata.files("video-panda") if file.parts[0] == "video_panda"}
     found = {name for name in installed if name.endswith(".py")}
     assert found == expected, f"only in the wheel or only in the checkout: {sorted(found ^ expected)}"
-    assert "video_panda/model_card.md" in installed, "the model card template is missing from the wheel"
+    data = {"model_card.md", *(f"default_model/{path.name}" for path in (CHECKOUT / "default_model").iterdir())}
+    missing = sorted(name for name in data if f"video_panda/{name}" not in installed)
+    assert not missing, f"missing from the wheel: {missing}"
 
 
-def check_command(*arguments: str) -> None:
+def check_default_model() -> None:
+    """What the installed package answers about its own clip without a `--model`."""
+    import video_panda
+
+    folder = Path(video_panda.__file__).parent / "default_model"
+    for question, truth in json.loads((folder / "example.json").read_text()).items():
+        answer = check_command("ask", str(folder / "example.mp4"), question)
+        assert answer == truth, f"{question} {answer}, expected {truth}"
+
+
+def check_command(*arguments: str) -> str:
     command = [str(Path(sys.executable).parent / "video-panda"), *arguments]
     result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert result.returncode == 0, f"{command} exited with {result.returncode}:\n{result.stdout}\n{result.stderr}"
     assert result.stdout.strip(), f"{command} printed nothing"
+    return result.stdout.strip()
 
 
 def build_tiny_checkpoint(folder: Path) -> None:
@@ -105,6 +120,7 @@ def main() -> None:
     check_what_is_installed()
     check_command("--help")
     check_command("info", "--help")
+    check_default_model()
     with tempfile.TemporaryDirectory() as name:
         # Nothing of an earlier run is read, and nothing is left in the user's cache.
         os.environ.update(HF_HOME=str(Path(name) / "hub"), HF_HUB_OFFLINE="1")

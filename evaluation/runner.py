@@ -13,13 +13,13 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from .benchmark import Benchmark, Question, ScoreTable
+from .files import write_whole
 
 RUN_FILE, ANSWERS_FILE, SCORES_FILE, TABLE_FILE = "run.json", "answers.jsonl", "scores.json", "scores.md"
 DIGEST_NAME = "model_digest"
@@ -125,10 +125,9 @@ class _Asker:
     def ask(self, questions: Sequence[Question]) -> list[str]:
         """One answer a question, white space around it removed."""
         chats = []
-        for _, group in groupby(questions, lambda question: question.video):
-            for question in group:
-                video = {"type": "video", "video": self._decode(question)}
-                chats.append([{"role": "user", "content": [video, {"type": "text", "text": question.question}]}])
+        for question in questions:
+            video = {"type": "video", "video": self._decode(question)}
+            chats.append([{"role": "user", "content": [video, {"type": "text", "text": question.question}]}])
         inputs = self.processor.apply_chat_template(
             chats,
             add_generation_prompt=True,
@@ -174,11 +173,11 @@ class _Record:
             self._check_run(run_file, settings)
             self._read_answers(self.folder / ANSWERS_FILE)
         else:
-            _write(run_file, json.dumps(settings, indent=2))
+            write_whole(run_file, json.dumps(settings, indent=2))
 
     @staticmethod
     def _check_run(run_file: Path, settings: dict) -> None:
-        found = json.loads(run_file.read_text(encoding="utf-8"))
+        found = _parse(run_file.read_bytes(), run_file)
         names = sorted(set(found) | set(settings))
         # Where the same weights lie does not matter.
         other = [name for name in names if name != "model" and found.get(name) != settings.get(name)]
@@ -197,8 +196,10 @@ class _Record:
         whole = content[: content.rfind(b"\n") + 1]
         if whole != content:
             os.truncate(path, len(whole))
-        for line in whole.decode("utf-8").splitlines():
-            answered = json.loads(line)
+        for number, line in enumerate(whole.splitlines(), start=1):
+            answered = _parse(line, f"{path}, line {number}")
+            if not {"id", "answer"} <= set(answered):
+                raise ValueError(f"{path}, line {number}: expected `id` and `answer`, got {list(answered)}")
             self.answers[answered["id"]] = answered["answer"]
 
     def add(self, questions: Sequence[Question], answers: Sequence[str]) -> None:
@@ -215,8 +216,8 @@ class _Record:
     def write_scores(self, scores: ScoreTable) -> None:
         """`scores.json` and `scores.md`, each replaced as a whole."""
         if self.folder is not None:
-            _write(self.folder / SCORES_FILE, json.dumps(scores.to_dict(), indent=2))
-            _write(self.folder / TABLE_FILE, scores.to_markdown() + "\n")
+            write_whole(self.folder / SCORES_FILE, json.dumps(scores.to_dict(), indent=2))
+            write_whole(self.folder / TABLE_FILE, scores.to_markdown() + "\n")
 
 
 def weights_digest(model: torch.nn.Module) -> str:
@@ -233,14 +234,20 @@ def weights_digest(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
+def _parse(content: bytes, place: str | os.PathLike) -> dict:
+    """The JSON object that a run wrote before.
+
+    Raises:
+        ValueError: it is none; the place is named.
+    """
+    try:
+        parsed = json.loads(content)
+    except ValueError as error:
+        raise ValueError(f"{place}: not JSON ({error}); correct or delete it, or choose another folder") from error
+    if not isinstance(parsed, dict):
+        raise ValueError(f"{place}: expected a JSON object, got {type(parsed).__name__}")
+    return parsed
+
+
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

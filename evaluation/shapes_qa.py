@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from .benchmark import Benchmark, Question, ScoreTable, shuffled_labels
 from .benchmark import score as score_answers
-from .shapes_questions import CHANCE, KINDS, ask_about, describe_scene
+from .files import write_whole
+from .shapes_questions import BASIC_KINDS, CHANCE, KINDS, TIME_KINDS, ask_about, describe_scene
 from .shapes_render import RENDERER_VERSION, write_clip
 from .shapes_scenes import FAMILIES, draw_family, draw_scene
 
@@ -151,12 +152,17 @@ class ShapesQA(Benchmark):
         num_clips, first, families: see `split_seeds`.
         kinds: only questions of these kinds.
 
+    Attributes:
+        time_kinds: the kinds that no single frame tells.
+        basic_kinds: the kinds about single objects, and their number: what a model learns within minutes.
+
     Raises:
         ValueError: an unknown kind, or as `split_seeds`.
     """
 
     name = "shapes-qa"
     kinds = KINDS
+    time_kinds, basic_kinds = TIME_KINDS, BASIC_KINDS
     chance = CHANCE
 
     def __init__(
@@ -293,20 +299,8 @@ def write_split(
     if len(contents) > 1:
         samples.sort(key=lambda sample: sample["video"])  # stable: the contents of a clip keep their order
     benchmark.prepare(num_workers, show_progress)
-    _write_json(benchmark.folder / f"{split}.json", samples)
-    _write_json(benchmark.folder / f"{split}-questions.json", [asdict(question) for question in benchmark.questions])
+    benchmark.folder.mkdir(parents=True, exist_ok=True)
+    questions = [asdict(question) for question in benchmark.questions]
+    for name, content in ((split, samples), (f"{split}-questions", questions)):
+        write_whole(benchmark.folder / f"{name}.json", json.dumps(content, ensure_ascii=False, indent=1))
     return benchmark
-
-
-def _write_json(path: Path, content: list) -> None:
-    """The file is replaced as a whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "w", encoding="utf-8") as file:
-            json.dump(content, file, ensure_ascii=False, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -5,14 +5,13 @@ Legend of the shape suffixes: T = 8 frames, H = W = 64 px, C = 3 channels, h = w
 
 import io
 import os
-import threading
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import av
 import numpy as np
 
+from .files import write_whole
 from .shapes_scenes import (
     BACKGROUNDS,
     COLOURS,
@@ -34,7 +33,7 @@ from .shapes_scenes import (
 )
 
 # Raise it when the pixels of a seed change, so that no clip of another version is taken for one of this.
-RENDERER_VERSION = 1
+RENDERER_VERSION = 2
 FPS = 1  # the model looks at one frame a second: it sees each of these
 
 RGB = {
@@ -46,7 +45,7 @@ RGB = {
     "cyan": (45, 205, 215),
 }
 _DIM = 0.55
-_DARK = 0.4  # of the dark parts of a texture
+_DARK = 0.5  # of the dark parts of a texture
 _STRIPE_PX, _CHECK_PX = 2, 3
 _NOISE_PX = 2
 _NOISE = 24  # at most, shades of grey
@@ -216,15 +215,7 @@ def write_clip(seed: int, path: str | os.PathLike) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    path = Path(path)
-    content = encode_clip(render_scene(draw_scene(seed)))
-    # A name of its own, so that two programs may fill the same folder.
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, encode_clip(render_scene(draw_scene(seed))), is_synced=False)  # an empty one is rendered again
 
 
 # -------------------------------------------------------------------------------------------------------------- labels

@@ -12,6 +12,9 @@ likely under each answer: a moving object starts anywhere on its path and goes o
 end; the drifting background is a chequer of waves along both axes with a phase drawn evenly; a steady light is bright
 or dim as often as a flickering one in any of its frames; an object that jumps has two places and starts at either.
 
+Centres lie on a grid of 4 px: a patch of the model, which looks at it by linear filters only, then meets a shape at few
+offsets, and a tiny model finds out about shapes within minutes.
+
 Legend: px of a 64 x 64 clip, x to the right and y downwards; T = 8 frames.
 """
 
@@ -37,8 +40,8 @@ COUNTS = (1, 2, 3, 4)
 FAMILIES = ("single", "count", "relation", "order")
 _FAMILY_OF_SIXTH = ("single", "single", "single", "count", "relation", "order")
 
-RADII_PX = {"small": (7, 8), "large": (11, 12)}
-SPEED_PX = 3  # of an object, px a frame
+RADIUS_PX = {"small": 7, "large": 12}
+GRID_PX = 4  # of the centres; a moving object goes one step of the grid a frame
 DRIFT_PX = 2  # of a background, px a frame: below half of each period, so that its direction is unambiguous
 PERIODS_PX = (6, 8)  # of a drifting background: fine, about one patch of the model
 MIN_JUMP_GAP = 2  # frames between two jumps
@@ -205,8 +208,8 @@ def _draw_single(seed: int, draws: Draws) -> Scene:
     direction = position = None
     if draws.below(2):
         direction = draws.choice(DIRECTIONS)
-        length = SIDE_PX - 2 * extent
-        centres = moving_centres((draws.below(length), draws.below(length)), direction, extent)
+        num_places = len(grid_places(extent))
+        centres = moving_centres((draws.below(num_places), draws.below(num_places)), direction, extent)
     else:
         position = draws.choice(POSITIONS)
         centres = (_draw_centre(draws, position, extent),) * NUM_FRAMES
@@ -215,32 +218,42 @@ def _draw_single(seed: int, draws: Draws) -> Scene:
     return Scene(seed, "single", (only,), background, direction=direction, position=position, flickers=flickers)
 
 
+def grid_places(extent: int, first: int = 0, last: int = SIDE_PX - 1) -> range:
+    """Where on the grid a centre may lie along an axis, so that the object is wholly in the picture.
+
+    Args:
+        extent: how far the object reaches from its centre, px.
+        first, last: of the places wanted, px.
+    """
+    first, last = max(first, extent), min(last, SIDE_PX - 1 - extent)
+    return range(math.ceil(first / GRID_PX) * GRID_PX, last + 1, GRID_PX)
+
+
 def moving_centres(start: tuple[int, int], direction: str, extent: int) -> tuple[tuple[int, int], ...]:
     """The path of a moving object, which is always wholly in the picture.
 
     Args:
-        start: where on its path it begins, px from the leftmost and the uppermost place it can have.
+        start: numbers of the places along both axes where it begins, as `grid_places` counts them.
         direction: one of `DIRECTIONS`; where its path ends it goes on at the other end.
         extent: how far it reaches from its centre, px.
 
     Returns:
-        (x, y) of its centre in each frame.
+        (x, y) of its centre in each frame, px.
     """
-    length = SIDE_PX - 2 * extent
-    steps = [SPEED_PX * step for step in STEPS[direction]]
+    places = grid_places(extent)
     return tuple(
-        tuple(extent + (begin + frame * step) % length for begin, step in zip(start, steps))
+        tuple(places[(begin + frame * step) % len(places)] for begin, step in zip(start, STEPS[direction]))
         for frame in range(NUM_FRAMES)
     )
 
 
 def _draw_centre(draws: Draws, position: str, extent: int) -> tuple[int, int]:
-    """A place that nobody would call by another name: at least 8 px from both middle lines, or close to both."""
-    low, middle, high = (extent, 23), (29, 34), (40, SIDE_PX - 1 - extent)
+    """A place that nobody would call by another name: at least 8 px from both middle lines, or where they meet."""
     if position == "centre":
-        return draws.between(*middle), draws.between(*middle)
+        return (SIDE_PX // 2,) * 2
+    low, high = grid_places(extent, last=24), grid_places(extent, first=40)
     vertical, horizontal = position.split()
-    return draws.between(*(low if horizontal == "left" else high)), draws.between(*(low if vertical == "top" else high))
+    return draws.choice(low if horizontal == "left" else high), draws.choice(low if vertical == "top" else high)
 
 
 def _draw_light(draws: Draws) -> tuple[bool | None, tuple[bool, ...]]:
@@ -253,13 +266,11 @@ def _draw_light(draws: Draws) -> tuple[bool | None, tuple[bool, ...]]:
 
 def _draw_count(seed: int, draws: Draws) -> Scene:
     background = _draw_background(draws, draws.choice(("plain", "plain", "noisy", "drifting")))
-    # Nine cells of 21 px: the objects of the smallest size never touch.
-    cells = draws.shuffled([(11 + 21 * column, 11 + 21 * row) for row in range(3) for column in range(3)])
+    # Nine places 20 px from each other: small objects never touch.
+    cells = draws.shuffled([(x, y) for y in (12, 32, 52) for x in (12, 32, 52)])
     objects = []
-    for x, y in cells[: draws.choice(COUNTS)]:
-        look = _draw_look(draws, "small") | {"radius_px": RADII_PX["small"][0]}
-        centre = (x + draws.between(-1, 1), y + draws.between(-1, 1))
-        objects.append(SceneObject(**look, centres=(centre,) * NUM_FRAMES))
+    for centre in cells[: draws.choice(COUNTS)]:
+        objects.append(SceneObject(**_draw_look(draws, "small"), centres=(centre,) * NUM_FRAMES))
     return Scene(seed, "count", tuple(objects), background)
 
 
@@ -268,11 +279,11 @@ def _draw_relation(seed: int, draws: Draws) -> Scene:
     looks = _draw_two_looks(draws)
     relation = draws.choice(RELATIONS)
     extent = max(extent_px(look["shape"], look["radius_px"]) for look in looks)
-    distance = draws.between(2 * extent + 1, 30)
-    along = draws.between(extent, SIDE_PX - 1 - extent - distance)
-    across = draws.between(extent + 5, SIDE_PX - 1 - extent - 5)
+    distance = draws.choice([step for step in (20, 24, 28) if step > 2 * extent])
+    along = draws.choice(grid_places(extent, last=SIDE_PX - 1 - extent - distance))
+    across = draws.choice(grid_places(extent + GRID_PX))
     # Nearer to the left or upper border, and farther from it.
-    near, far = (along, across), (along + distance, across + draws.between(-5, 5))
+    near, far = (along, across), (along + distance, across + GRID_PX * draws.between(-1, 1))
     centres = (near, far) if relation in ("left", "above") else (far, near)
     if relation in ("above", "below"):
         centres = tuple((x, y) for y, x in centres)
@@ -287,10 +298,10 @@ def _draw_order(seed: int, draws: Draws) -> Scene:
     early = draws.between(1, NUM_FRAMES - 1 - MIN_JUMP_GAP)
     late = draws.between(early + MIN_JUMP_GAP, NUM_FRAMES - 1)
     objects = []
-    lanes = draws.shuffled([(11, 19), (44, 52)])
+    lanes = draws.shuffled([(12, 16, 20), (44, 48, 52)])
     for number, (look, lane) in enumerate(zip(looks, lanes)):
-        across = draws.between(*lane)
-        places = draws.shuffled([draws.between(10, 22), draws.between(41, 53)])
+        across = draws.choice(lane)
+        places = draws.shuffled([draws.choice((12, 16, 20)), draws.choice((44, 48, 52))])
         along = jumping(places, early if number == first else late)
         centres = tuple((across, place) if is_vertical else (place, across) for place in along)
         objects.append(SceneObject(**look, centres=centres))
@@ -311,7 +322,7 @@ def _draw_look(draws: Draws, size: str) -> dict:
         "colour": draws.choice(COLOURS),
         "texture": draws.choice(TEXTURES),
         "size": size,
-        "radius_px": draws.choice(RADII_PX[size]),
+        "radius_px": RADIUS_PX[size],
     }
 
 

@@ -6,21 +6,26 @@ validation (--split validation).
 """
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 
 from quickstart import ask_six
 from shapes.recipe import Recipe, make_model, scaled
-from shapes.report import basic_accuracy, measure, table, write_card, write_checkpoint
+from shapes.report import ask_in_fresh_process, basic_accuracy, measure, table, write_card, write_checkpoint
 
 from video_panda import ShapesQA
 
 RECIPE = Recipe(
-    num_clips=16000,
+    num_clips=10000,
+    text_width=96,
     num_text_layers=4,
-    language_steps=600,
-    teacher_steps=600,
-    stage_steps=(200, 600, 2400),
+    num_text_heads=3,
+    visual_width=128,
+    language_steps=250,
+    teacher_steps=300,
+    stage_steps=(60, 100, 2400),
+    distillation_layer_step=2,
 )
 NAME = "video-panda-shapes"
 DESCRIPTION = """The default of `video-panda ask`: a demonstration that runs anywhere. It was trained from nothing on ShapesQA, synthetic clips of
@@ -29,7 +34,7 @@ scenes, no other words. Its language model was pretrained on the words of Shapes
 the three stages followed, by `examples/train_default.py`. Questions are answered with one or two words."""
 
 
-def main(folder: Path, recipe: Recipe, split: str, num_test_clips: int) -> None:
+def main(folder: Path, recipe: Recipe, split: str, num_test_clips: int) -> Path:
     """Train, measure, write the folder `checkpoint`."""
     trained = make_model(folder, recipe)
     checkpoint = folder / "checkpoint"
@@ -39,8 +44,39 @@ def main(folder: Path, recipe: Recipe, split: str, num_test_clips: int) -> None:
     print(table(measured))
     print(f"\nsingle objects: {100 * basic_accuracy(measured['scores']):.1f} %\n")
     ask_six(folder, split, num_test_clips)
-    benchmark = ShapesQA(folder, split, num_test_clips, kinds="direction")
-    shutil.copy(benchmark.video_path(benchmark.questions[0]), checkpoint / "example.mp4")
+    write_example(checkpoint, ShapesQA(folder, split, num_test_clips))
+    return checkpoint
+
+
+def write_example(checkpoint: Path, benchmark: ShapesQA) -> None:
+    """`example.mp4`, the first moving object about which every question is answered right, and `example.json`, the truth."""
+    moving = {question.video for question in benchmark.questions if question.kind == "direction"}
+    for video in dict.fromkeys(question.video for question in benchmark.questions if question.video in moving):
+        asked = [question for question in benchmark.questions if question.video == video]
+        clip = benchmark.video_path(asked[0])
+        answers = ask_in_fresh_process(checkpoint, [(clip.resolve(), question.question) for question in asked])
+        if answers == [question.answer for question in asked]:
+            shutil.copy(clip, checkpoint / "example.mp4")
+            truth = {question.question: question.answer for question in asked}
+            (checkpoint / "example.json").write_text(json.dumps(truth, indent=1))
+            return
+    raise ValueError(f"{checkpoint} answers all questions about none of {len(moving)} moving objects")
+
+
+def install(checkpoint: Path, package: Path) -> None:
+    """Put a checkpoint into the package: its data files, and links to the shipped code instead of copies that grow stale."""
+    shutil.rmtree(package / "default_model", ignore_errors=True)
+    (package / "default_model").mkdir()
+    for path in sorted(checkpoint.iterdir()):
+        if path.suffix == ".py":
+            (source,) = (
+                folder / path.name
+                for folder in (package / "modeling_video_panda", package / "processing")
+                if (folder / path.name).exists()
+            )
+            (package / "default_model" / path.name).symlink_to(Path("..") / source.relative_to(package))
+        elif path.is_file():
+            shutil.copyfile(path, package / "default_model" / path.name)
 
 
 if __name__ == "__main__":
@@ -50,5 +86,10 @@ if __name__ == "__main__":
     parser.add_argument("--clips", type=int, default=RECIPE.num_clips, help="training clips")
     parser.add_argument("--test-clips", type=int, default=1000)
     parser.add_argument("--split", default="test", help="choices are made on validation")
+    parser.add_argument("--install", action="store_true", help="into this checkout's default_model/")
     options = parser.parse_args()
-    main(options.folder, scaled(RECIPE, options.scale, num_clips=options.clips), options.split, options.test_clips)
+    written = main(
+        options.folder, scaled(RECIPE, options.scale, num_clips=options.clips), options.split, options.test_clips
+    )
+    if options.install:
+        install(written, Path(__file__).resolve().parents[1])

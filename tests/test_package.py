@@ -16,7 +16,7 @@ from transformers.dynamic_module_utils import get_imports, get_relative_imports
 import video_panda
 
 ROOT = Path(__file__).resolve().parents[1]
-NOT_SOURCE = {"build", "dist"}  # and every hidden folder but .ci
+NOT_SOURCE = {"build", "dist", "default_model"}  # links to shipped files; and every hidden folder but .ci
 MAX_LINES = 600
 MAX_FUNCTION_LINES = 60
 

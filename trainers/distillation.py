@@ -1,14 +1,15 @@
 """Distillation in a training step: hidden states are taken from the distilled layers by hooks while the model runs.
 
 The model itself knows nothing of it. Hooks see the layers' outputs by reference, so no state is copied and
-`output_hidden_states` is never needed; only the patch tokens are read, a few frames at a time, in a block that is recomputed
+`output_hidden_states` is never needed; only the patch tokens are read, some frames at a time, in a block that is recomputed
 in the backward pass. What a step keeps beyond the language model's own activations is the teacher's features.
 
 Shape suffixes: B prompts, L prompt length, H width of the language model, V videos, T frames, (h, w) token grid.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -18,7 +19,7 @@ from transformers.modeling_outputs import ModelOutput
 from .alignment_head import AlignmentHead, distillation_loss, distilled_layers
 
 HEAD_NAME = "alignment_head"  # under which the trained model carries the head while it trains
-NUM_TOKENS_AT_ONCE = 512  # that the head computes together, in whole frames; fewer take less memory and more launches
+NUM_TOKENS_AT_ONCE = 512  # that the head computes together, in whole frames
 
 
 @dataclass
@@ -214,31 +215,25 @@ class TrainingLosses:
         head = getattr(model, HEAD_NAME)
         places = self._patch_places(input_ids, video_grid_thw.tolist())
         # One view a prompt: the gradient of a video's tokens is then as large as its prompt, not as the batch.
-        states_BLH = [state.unbind(0) for state in self.capture.pop()]
+        states_JB = [state.unbind(0) for state in self.capture.pop()]
         total = 0.0
-        for (row, columns, grid), teacher_ThwW in zip(places, self.batch.teacher_features, strict=True):
-            states = [of_layer[row] for of_layer in states_BLH]
-            if len(teacher_ThwW) != grid[0]:
-                raise ValueError(f"A video of {grid[0]} frames has teacher features of {len(teacher_ThwW)}")
-            # A few frames at a time: what the head computes for a token is many times as large as the token's states.
-            num_frames = max(1, NUM_TOKENS_AT_ONCE // (grid[1] * grid[2]))
-            own_columns = columns.view(grid).split(num_frames)
-            own_teacher = teacher_ThwW.to(input_ids.device).split(num_frames)
-            for columns_Thw, teacher in zip(own_columns, own_teacher):
-                total = total + checkpoint(
-                    self._frames_loss,
-                    head,
-                    columns_Thw,
-                    teacher,
-                    *states,
-                    use_reentrant=False,
-                    preserve_rng_state=False,
-                )
+        for group in _groups(places, self.batch.teacher_features, input_ids.device):
+            states = [[of_layer[piece.row] for piece in group] for of_layer in states_JB]
+            total = total + checkpoint(
+                self._group_loss, head, group, states, use_reentrant=False, preserve_rng_state=False
+            )
         return total / self.batch.num_frames_in_step
 
-    def _frames_loss(self, head, columns_Thw, teacher_ThwW, *states_LH) -> torch.Tensor:
-        prediction_NW = head([state.index_select(0, columns_Thw.flatten()) for state in states_LH])
-        return distillation_loss(prediction_NW.unflatten(0, columns_Thw.shape), teacher_ThwW, self.loss).sum()
+    def _group_loss(self, head, group: "list[_Piece]", states_JVLH: list[list[torch.Tensor]]) -> torch.Tensor:
+        """Sum over the frames of some pieces of videos, all of one grid."""
+        columns_Thw = torch.cat([piece.columns_Thw for piece in group])
+        tokens_JNH = [
+            torch.cat([state.index_select(0, piece.columns_Thw.flatten()) for state, piece in zip(of_layer, group)])
+            for of_layer in states_JVLH
+        ]
+        teacher_ThwW = torch.cat([piece.teacher_ThwW for piece in group])
+        prediction_ThwW = head(tokens_JNH).unflatten(0, columns_Thw.shape)
+        return distillation_loss(prediction_ThwW, teacher_ThwW, self.loss).sum()
 
     def _patch_places(self, input_ids: torch.Tensor, grids: list) -> list[tuple[int, torch.Tensor, tuple]]:
         """For each video its prompt, the columns of its patch tokens there, and (T, h, w)."""
@@ -294,6 +289,48 @@ class TrainingLosses:
         finally:
             for norm, own in zip(norms, statistics):
                 norm._buffers.update(own)
+
+
+class _Piece(NamedTuple):
+    """Some frames of a video.
+
+    Attributes:
+        row: of its prompt in the batch.
+        columns_Thw: of its patch tokens in the prompt.
+        teacher_ThwW: what the teacher sees there, on a grid of its own.
+    """
+
+    row: int
+    columns_Thw: torch.Tensor
+    teacher_ThwW: torch.Tensor
+
+
+def _groups(places, teacher_features: Sequence[torch.Tensor], device) -> Iterator[list[_Piece]]:
+    """Neighbouring pieces of the same grids, together at most `NUM_TOKENS_AT_ONCE` tokens, but at least a frame.
+
+    Fewer tokens at a time take less memory: what the head computes for a token is many times as large as its states. More
+    take fewer launches: short videos go together.
+    """
+    group, num_tokens = [], 0
+    for (row, columns, grid), teacher_ThwW in zip(places, teacher_features, strict=True):
+        if len(teacher_ThwW) != grid[0]:
+            raise ValueError(f"A video of {grid[0]} frames has teacher features of {len(teacher_ThwW)}")
+        num_frames = max(1, NUM_TOKENS_AT_ONCE // (grid[1] * grid[2]))
+        for columns_Thw, teacher in zip(
+            columns.view(grid).split(num_frames), teacher_ThwW.to(device).split(num_frames)
+        ):
+            piece = _Piece(row, columns_Thw, teacher)
+            fits = not group or (
+                num_tokens + columns_Thw.numel() <= NUM_TOKENS_AT_ONCE
+                and all(own.shape[1:] == last.shape[1:] for own, last in zip(piece[1:], group[-1][1:]))
+            )
+            if not fits:
+                yield group
+                group, num_tokens = [], 0
+            group.append(piece)
+            num_tokens += columns_Thw.numel()
+    if group:
+        yield group
 
 
 def _trains(*modules: nn.Module) -> bool:

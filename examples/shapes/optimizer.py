@@ -1,8 +1,8 @@
-"""Muon for the matrices, AdamW for everything else: half the steps that AdamW alone takes here.
+"""Muon for the matrices, AdamW for everything else.
 
 So small a model learns in jumps with long plateaus between them, and Muon (https://kellerjordan.github.io/posts/muon/), which
 takes steps of equal size in all directions of a matrix, is sooner over each. `torch.optim.Muon` computes in bfloat16, which
-processors without bfloat16 arithmetic do ten times as slowly as what is here.
+is slow on processors without bfloat16 arithmetic; this one computes in float32, all matrices of one shape at once.
 """
 
 import torch
@@ -20,7 +20,7 @@ class MuonAdamW(torch.optim.AdamW):
         params: parameters.
         lr: learning rate of both.
         betas: of AdamW.
-        muon: the parameters that Muon takes, each of two dimensions.
+        muon: the parameters that Muon takes: matrices, and kernels of convolutions as matrices of one row an output channel.
     """
 
     def __init__(self, params, lr: float, betas: tuple[float, float] = (0.9, 0.98), muon=()):
@@ -61,9 +61,9 @@ class MuonAdamW(torch.optim.AdamW):
                     state["step"] = torch.zeros(())  # AdamW looks for it in every state that is loaded
                 state["momentum"].lerp_(parameter.grad, 1 - MOMENTUM)
                 updates.append(parameter.grad.lerp(state["momentum"], MOMENTUM))
-            steps = orthogonalise(torch.stack(updates)).unbind()
-            for parameter, step in zip(parameters, steps):
-                parameter.sub_(step, alpha=0.2 * max(shape) ** 0.5 * group["lr"])
+            updates = torch.stack(updates).flatten(2)
+            for parameter, step in zip(parameters, orthogonalise(updates)):
+                parameter.sub_(step.view(shape), alpha=0.2 * max(step.shape) ** 0.5 * group["lr"])
 
 
 def orthogonalise(matrices: torch.Tensor) -> torch.Tensor:
@@ -79,10 +79,12 @@ def orthogonalise(matrices: torch.Tensor) -> torch.Tensor:
 
 
 def make_optimizer(model: nn.Module, lr: float) -> MuonAdamW:
-    """The optimizer of a Video-Panda's trainable parameters; Muon takes the linear layers, but not the output layer."""
-    head = model.get_output_embeddings().weight
+    """The optimizer of a model's trainable parameters; Muon takes linear layers and `Conv2d`, but not the output layer."""
+    head = model.get_output_embeddings()
     matrices = [
-        module.weight for module in model.modules() if isinstance(module, nn.Linear) and module.weight is not head
+        module.weight
+        for module in model.modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and (head is None or module.weight is not head.weight)
     ]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return MuonAdamW(trained, lr, muon=[weight for weight in matrices if weight.requires_grad])

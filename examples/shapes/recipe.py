@@ -10,7 +10,7 @@ checkpoint.
 """
 
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ from video_panda import (
     InstructionTuningTrainer,
     VideoPandaConfig,
     VideoPandaForConditionalGeneration,
+    VideoPandaProcessor,
     VideoPandaTrainer,
     VideoPandaTrainingArguments,
     VisualLanguageIntegrationArguments,
@@ -34,6 +35,7 @@ from video_panda import (
 
 from .clips import ClipMemory
 from .optimizer import optimizer_factory
+from .phases import claim, is_complete, mark_complete
 from .teacher import LabelledClips, ShapesTeacher, train_teacher
 from .words import IMAGE_SIZE, PATCH_SIZE, make_processor
 
@@ -53,7 +55,7 @@ class Recipe:
         num_clips: training clips that are rendered.
         text_width, num_text_layers, num_text_heads: the Llama.
         visual_width: D of STAB.
-        vision: further fields of `VideoPandaVisionConfig`: the ablations.
+        vision: further fields of `VideoPandaVisionConfig`, for ablations.
         language_steps, teacher_steps: optimizer steps of the two pretrainings.
         stage_steps: of stages 1, 2 and 3.
         learning_rates: of the same.
@@ -67,14 +69,14 @@ class Recipe:
     """
 
     seed: int = 0
-    num_clips: int = 6000
+    num_clips: int = 3000
     text_width: int = 64
     num_text_layers: int = 3
     num_text_heads: int = 2
     visual_width: int = 96
     vision: dict = field(default_factory=dict)
     language_steps: int = 220
-    teacher_steps: int = 300
+    teacher_steps: int = 220
     stage_steps: tuple[int, int, int] = (80, 100, 800)
     learning_rates: tuple[float, float, float] = (5e-3, 5e-3, 5e-3)
     batch_size: int = 16
@@ -85,55 +87,72 @@ class Recipe:
     save_steps: int = 200
 
 
-def make_model(folder: Path, recipe: Recipe, shared: Path | None = None) -> Path:
+@dataclass
+class Prepared:
+    """What the stages start from; models of several recipes may share it.
+
+    Attributes:
+        folder: of the clips, the language model (`language`) and the teacher.
+        samples: for training, of all clips.
+        memory: the clips as the teacher sees them.
+        teacher: trained.
+    """
+
+    folder: Path
+    samples: list[dict]
+    memory: ClipMemory
+    teacher: ShapesTeacher
+
+    @property
+    def language(self) -> Path:
+        """Folder of the tiny Llama."""
+        return self.folder / "language"
+
+
+def make_model(folder: Path, recipe: Recipe) -> Path:
     """All phases; returns the folder of the last stage's model.
 
     Args:
         folder: of this model; kept between calls.
         recipe: must be the same on every call.
-        shared: folder of clips, language model and teacher, which several models of other recipes may share.
     """
-    shared = folder if shared is None else shared
     claim(folder, recipe)
+    return train_stages(folder, recipe, prepare(folder, recipe))
+
+
+def prepare(folder: Path, recipe: Recipe) -> Prepared:
+    """Clips, language model, teacher."""
     processor = make_processor()
-    write_split(shared, "train", recipe.num_clips, num_workers=2)
-    samples = json.loads((shared / "train.json").read_text())
-    pretrain_language(shared / "language", recipe, processor)
-    memory = ClipMemory(processor, shared)
-    seeds = [int(sample["id"]) for sample in samples]
-    teacher = train_teacher(
-        shared / "teacher",
-        LabelledClips(memory, samples, seeds),
-        recipe.teacher_steps,
-        recipe.seed,
-        recipe.save_steps,
-    )
-    source = start_model(folder / "start", recipe, processor, shared / "language")
-    memory.teacher = None if recipe.distillation_loss == "none" else teacher
+    write_split(folder, "train", recipe.num_clips, num_workers=2)
+    samples = json.loads((folder / "train.json").read_text())
+    memory = ClipMemory(processor, folder)
+    prepared = Prepared(folder, samples, memory, None)
+    pretrain_language(prepared.language, recipe, processor)
+    memory.fill(samples)
+    clips = LabelledClips(memory, samples, [int(sample["id"]) for sample in samples])
+    prepared.teacher = train_teacher(folder / "teacher", clips, recipe.teacher_steps, recipe.seed, recipe.save_steps)
+    return prepared
+
+
+def train_stages(folder: Path, recipe: Recipe, prepared: Prepared) -> Path:
+    """The three stages; returns the folder of the last."""
+    config = make_config(recipe)
+    processor = processor_of(config)
+    memory = prepared.memory
+    if processor.to_dict() != memory.processor.to_dict():
+        memory = ClipMemory(processor, prepared.folder, seen_by_teacher=prepared.memory)
+        memory.fill(prepared.samples)
+    teacher = None if recipe.distillation_loss == "none" else prepared.teacher
+    memory.teacher = teacher
+    source = start_model(folder / "start", config, recipe.seed, prepared.language)
     for number, name in enumerate(STAGES):
-        source = train_stage(folder / name, name, number, source, recipe, processor, memory, samples, teacher)
+        source = train_stage(folder / name, number, source, recipe, memory, prepared.samples, teacher)
     return source
 
 
-def claim(folder: Path, recipe: Recipe) -> None:
-    """Write the recipe into its folder, or compare it with what is there.
-
-    Raises:
-        ValueError: the folder holds the work of another recipe.
-    """
-    path = folder / "recipe.json"
-    own = json.loads(json.dumps(asdict(recipe)))
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(own, indent=2))
-    found = json.loads(path.read_text())
-    if found != own:
-        names = [name for name in own if own[name] != found.get(name)]
-        raise ValueError(f"{path} is of another recipe (it differs in {', '.join(names)}); choose another folder")
-
-
-def make_config(recipe: Recipe, processor) -> VideoPandaConfig:
+def make_config(recipe: Recipe) -> VideoPandaConfig:
     """The sizes of the model."""
+    processor = make_processor()
     text = LlamaConfig(
         vocab_size=processor.video_token_id,
         hidden_size=recipe.text_width,
@@ -161,12 +180,20 @@ def make_config(recipe: Recipe, processor) -> VideoPandaConfig:
     return VideoPandaConfig.from_text_config(text, vision_config=vision)
 
 
+def processor_of(config: VideoPandaConfig) -> VideoPandaProcessor:
+    """The processor that a model of this configuration needs."""
+    vision = config.vision_config
+    return make_processor(
+        vision.use_row_token, image_size=vision.canvas_size, downsample_window=vision.effective_window
+    )
+
+
 def pretrain_language(folder: Path, recipe: Recipe, processor) -> None:
     """The tiny Llama reads captions and answers questions about them; no pictures."""
-    if (folder / "config.json").exists():
+    if is_complete(folder):
         return
     torch.manual_seed(recipe.seed)
-    model = VideoPandaForConditionalGeneration(make_config(recipe, processor))
+    model = VideoPandaForConditionalGeneration(make_config(recipe))
     nn.init.normal_(model.get_input_embeddings().weight, std=0.1)
     arguments = _arguments(
         VideoPandaTrainingArguments,
@@ -189,7 +216,8 @@ def pretrain_language(folder: Path, recipe: Recipe, processor) -> None:
         optimizer_cls_and_kwargs=(optimizer_factory, {"lr": arguments.learning_rate}),
     )
     trainer.train("auto")
-    _keep(trainer, folder)
+    trainer.save_model(str(folder))
+    mark_complete(folder)
 
 
 def reading_samples(seeds) -> list[dict]:
@@ -204,33 +232,32 @@ def reading_samples(seeds) -> list[dict]:
     return samples
 
 
-def start_model(folder: Path, recipe: Recipe, processor, language: Path) -> Path:
+def start_model(folder: Path, config: VideoPandaConfig, seed: int, language: Path) -> Path:
     """The pretrained language model behind a fresh STAB and projector."""
-    if not (folder / "config.json").exists():
-        torch.manual_seed(recipe.seed)
-        model = VideoPandaForConditionalGeneration(make_config(recipe, processor))
+    if not is_complete(folder):
+        torch.manual_seed(seed)
+        model = VideoPandaForConditionalGeneration(config)
         trained = VideoPandaForConditionalGeneration.from_pretrained(language)
         model.model.language_model.load_state_dict(trained.model.language_model.state_dict())
         model.generation_config.max_new_tokens = 32
         model.save_pretrained(folder)
+        mark_complete(folder)
     return folder
 
 
 def train_stage(
     folder: Path,
-    name: str,
     number: int,
     source: Path,
     recipe: Recipe,
-    processor,
     memory: ClipMemory,
     samples: list[dict],
-    teacher: ShapesTeacher,
+    teacher: ShapesTeacher | None,
 ) -> Path:
-    """One stage, from the model of `source`; returns its folder."""
-    if (folder / "config.json").exists():
+    """Stage `number` + 1, from the model of `source`; returns its folder."""
+    if is_complete(folder):
         return folder
-    trainer_class, arguments_class = STAGES[name]
+    trainer_class, arguments_class = list(STAGES.values())[number]
     arguments = _arguments(
         arguments_class,
         folder / "run",
@@ -249,13 +276,14 @@ def train_stage(
         arguments,
         memory,
         train_dataset=samples,
-        processing_class=processor,
+        processing_class=memory.processor,
         optimizer_cls_and_kwargs=(optimizer_factory, {"lr": arguments.learning_rate}),
         teacher=teacher,
-        alignment_head=before if before.is_dir() and recipe.distillation_loss != "none" else None,
+        alignment_head=None if teacher is None or number == 0 else before,
     )
     trainer.train("auto")
-    _keep(trainer, folder)
+    trainer.save_model(str(folder))
+    mark_complete(folder)
     return folder
 
 
@@ -274,11 +302,6 @@ def _arguments(arguments_class, output_dir: Path, recipe: Recipe, **options) -> 
         seed=recipe.seed,
         **options,
     )
-
-
-def _keep(trainer: VideoPandaTrainer, folder: Path) -> None:
-    """The model and its processor; the configuration comes last, by which a complete folder is known."""
-    trainer.save_model(str(folder))
 
 
 def scaled(recipe: Recipe, factor: float, **changes) -> Recipe:

@@ -16,8 +16,6 @@ from video_panda import (
     write_model_card,
 )
 
-TIME_KINDS = ("direction", "drift", "flicker", "order")
-BASIC_KINDS = ("colour", "shape", "size", "count", "position", "direction", "texture", "drift")
 # Loads the folder as anybody would who has it from the Hub: with its own code, without this package.
 ASK = """
 import json, sys
@@ -57,7 +55,7 @@ def measure(checkpoint: Path, clips: Path, output_dir: Path, split: str, num_cli
     processor = VideoPandaProcessor.from_pretrained(checkpoint)
     everything = ShapesQA(clips, split, num_clips, first)
     everything.prepare(num_workers=2)
-    about_time = ShapesQA(clips, split, num_clips, first, kinds=TIME_KINDS)
+    about_time = ShapesQA(clips, split, num_clips, first, kinds=ShapesQA.time_kinds)
     options = {"batch_size": 32, "max_new_tokens": 16}
     return {
         "scores": evaluate(model, everything, processor, output_dir=output_dir / split, **options).scores,
@@ -69,7 +67,7 @@ def measure(checkpoint: Path, clips: Path, output_dir: Path, split: str, num_cli
 
 def basic_accuracy(scores) -> float:
     """Mean accuracy over the kinds about single objects, each weighing the same."""
-    return sum(scores[kind].accuracy for kind in BASIC_KINDS) / len(BASIC_KINDS)
+    return sum(scores[kind].accuracy for kind in ShapesQA.basic_kinds) / len(ShapesQA.basic_kinds)
 
 
 def table(measured: dict) -> str:

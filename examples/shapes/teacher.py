@@ -1,8 +1,8 @@
 """The tiny teacher. It stands where LanguageBind stands in the paper: it was trained before, on something else than questions.
 
 It learns the renderer's own labels of each cell of 8 x 8 px (shape, colour, texture, size, light, direction and place of the
-object in it, kind and drift of the background). What it gives to distillation is what it believes of each cell, and where the
-cell lies.
+object in it, whether its light changes, whether it has just jumped, comes in or goes out, kind and drift of the background).
+What it gives to distillation is what it believes of each cell, and where and when the cell is.
 
 Shape suffixes: V videos, T frames, S px a side, P cells a side, C channels, W attributes.
 """
@@ -17,6 +17,8 @@ from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainingArg
 
 from video_panda import Teacher, VideoPandaVideoProcessor, cell_labels, draw_scene
 
+from .optimizer import optimizer_factory
+from .phases import is_complete, mark_complete
 from .words import IMAGE_SIZE, PATCH_SIZE
 
 SIDE = IMAGE_SIZE // PATCH_SIZE
@@ -32,10 +34,15 @@ ATTRIBUTES = {
     "drift": 4,
 }
 NUM_BINS = 4  # of each axis, for the place of the only object
-NUM_ATTRIBUTES = sum(ATTRIBUTES.values()) + 2 * NUM_BINS
+# What happens to the object in a cell, with how often more the event counts that is there than one that is not: its light
+# changes; it has jumped since the frame before; it comes in; it goes out.
+EVENTS = {"flickers": 10.0, "has_jumped": 10.0, "comes": 4.0, "goes": 4.0}
+NUM_ATTRIBUTES = sum(ATTRIBUTES.values()) + 2 * NUM_BINS + len(EVENTS)
 # In the cosine each attribute weighs the square of this: what is hard to see counts more than what is seen at once.
-WEIGHTS = {"shape": 3.0, "direction": 3.0, "texture": 2.0, "background": 0.7, "drift": 1.0}
-FEATURE_WIDTH = 56  # attributes, row and column; a multiple of the alignment head's eight heads
+WEIGHTS = {"shape": 4.0, "direction": 3.0, "texture": 2.0, "background": 0.7}
+EVENT_WEIGHT = 2.0
+FEATURE_WIDTH = 64  # attributes, row, column and frame; a multiple of the alignment head's eight heads
+WINDOW = 4  # frames of a clip that the network is trained on at once: more clips a second than with all eight
 
 
 def attributes_of(seed: int) -> np.ndarray:
@@ -54,7 +61,23 @@ def attributes_of(seed: int) -> np.ndarray:
             for axis, position in enumerate(centre):
                 place[frame, ..., axis * NUM_BINS : (axis + 1) * NUM_BINS] = _near_bins(position)
     parts.append(place * (cover_TPP1 > 0))
+    parts.append(_events(scene, labels.object, labels.cover))
     return np.concatenate(parts, axis=-1).astype(np.float32)
+
+
+def _events(scene, object_TPP: np.ndarray, cover_TPP: np.ndarray) -> np.ndarray:
+    """(T, P, P, number of events)."""
+    flickers = np.array([False] + [len(set(item.is_bright)) > 1 for item in scene.objects])
+    events = np.zeros((*object_TPP.shape, len(EVENTS)), np.float32)
+    events[..., 0] = flickers[object_TPP]
+    if scene.family == "order":
+        for number, item in enumerate(scene.objects, start=1):
+            for frame in range(1, len(object_TPP)):
+                has_jumped = item.centres[frame] != item.centres[frame - 1]
+                events[frame, ..., 1] += has_jumped & (object_TPP[frame] == number)
+    change_TPP = np.gradient(cover_TPP, axis=0)
+    events[..., 2], events[..., 3] = np.clip(4 * change_TPP, 0, 1), np.clip(-4 * change_TPP, 0, 1)
+    return events
 
 
 def _near_bins(position_px: int) -> np.ndarray:
@@ -69,7 +92,7 @@ class ShapesTeacherConfig(PreTrainedConfig):
     model_type = "shapes_teacher"
 
     hidden_size: int = FEATURE_WIDTH
-    width: int = 48
+    width: int = 64
     num_hidden_layers: int = 3
     image_size: int = IMAGE_SIZE
     patch_size: int = PATCH_SIZE
@@ -102,12 +125,16 @@ class ShapesTeacherModel(PreTrainedModel):
 
     def __init__(self, config: ShapesTeacherConfig):
         super().__init__(config)
-        self.stem = nn.Conv2d(3, config.width, 6, stride=4, padding=1)
-        self.down = TemporalBlock(config.width, config.width, stride=2)
-        self.layers = nn.ModuleList(TemporalBlock(config.width, config.width) for _ in range(config.num_hidden_layers))
-        self.head = nn.Linear(config.width, NUM_ATTRIBUTES)
+        width = config.width
+        self.stem = nn.Conv2d(3, width // 4, 4, stride=2, padding=1)
+        self.down = nn.Sequential(
+            TemporalBlock(width // 4, width // 2, stride=2), TemporalBlock(width // 2, width, stride=2)
+        )
+        self.layers = nn.ModuleList(TemporalBlock(width, width) for _ in range(config.num_hidden_layers))
+        self.head = nn.Linear(width, NUM_ATTRIBUTES)
         weights = [WEIGHTS.get(name, 1.0) for name, num_values in ATTRIBUTES.items() for _ in range(num_values)]
-        self.register_buffer("weights", torch.tensor(weights + [1.0] * 2 * NUM_BINS))
+        self.register_buffer("weights", torch.tensor(weights + [1.0] * 2 * NUM_BINS + [EVENT_WEIGHT] * len(EVENTS)))
+        self.register_buffer("rarity", torch.tensor([1.0] * (NUM_ATTRIBUTES - len(EVENTS)) + [*EVENTS.values()]))
         self.post_init()
 
     def _init_weights(self, module):
@@ -116,7 +143,8 @@ class ShapesTeacherModel(PreTrainedModel):
 
     def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None) -> dict:
         """`features`, and with labels (V, T, P, P, NUM_ATTRIBUTES) the `loss`."""
-        states = F.relu(self.stem(pixel_values.flatten(0, 1))).unflatten(0, pixel_values.shape[:2])
+        frames = pixel_values.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        states = F.relu(self.stem(frames)).unflatten(0, pixel_values.shape[:2])
         states = self.down(states)
         for layer in self.layers:
             states = states + layer(states)
@@ -124,21 +152,34 @@ class ShapesTeacherModel(PreTrainedModel):
         features = self._with_places(logits.sigmoid() * self.weights)
         if labels is None:
             return {"features": features}
-        return {
-            "loss": F.binary_cross_entropy_with_logits(logits, labels.float()) * NUM_ATTRIBUTES,
-            "features": features,
-        }
+        return {"loss": self._loss(logits, labels.float()), "features": features}
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Every belief by itself, and for each attribute which of its values; shape, the hardest, counts thrice."""
+        loss = F.binary_cross_entropy_with_logits(logits, labels, pos_weight=self.rarity) * NUM_ATTRIBUTES
+        start = 0
+        for name, num_values in ATTRIBUTES.items():
+            values = slice(start, start + num_values)
+            of_cells = F.cross_entropy(
+                logits[..., values].flatten(0, -2), labels[..., values].flatten(0, -2), reduction="sum"
+            )
+            loss = loss + (3 if name == "shape" else 1) * of_cells / labels[..., values].sum().clamp_min(1)
+            start += num_values
+        return loss
 
     def _with_places(self, beliefs_VTPPW: torch.Tensor) -> torch.Tensor:
-        """With the row and column of each cell, as the features of a vision transformer hold its position embeddings.
+        """With the row, column and frame of each cell, as the features of a vision transformer hold position embeddings.
 
         The language model has relative positions only: without these it is long in finding out where a token lies.
         """
-        side = beliefs_VTPPW.shape[2]
-        places = torch.eye(side, device=beliefs_VTPPW.device)
-        rows_PPP, columns_PPP = places[:, None].expand(-1, side, -1), places[None].expand(side, -1, -1)
-        own = torch.cat((rows_PPP, columns_PPP), dim=-1).expand(*beliefs_VTPPW.shape[:2], -1, -1, -1)
-        features = torch.cat((beliefs_VTPPW, own), dim=-1)
+        own = []
+        for axis in (2, 3, 1):
+            size = beliefs_VTPPW.shape[axis]
+            shape = [1] * 4
+            shape[axis] = size
+            places = torch.eye(size, device=beliefs_VTPPW.device).view(*shape, size)
+            own.append(places.expand(*beliefs_VTPPW.shape[:4], size))
+        features = torch.cat((beliefs_VTPPW, *own), dim=-1)
         return F.pad(features, (0, FEATURE_WIDTH - features.shape[-1]))
 
 
@@ -161,7 +202,7 @@ class ShapesTeacher(Teacher):
 
 
 class LabelledClips(torch.utils.data.Dataset):
-    """Clips with the renderer's labels.
+    """Clips with the renderer's labels, a window of `WINDOW` frames of each, another one every time.
 
     Args:
         memory: has the clips' pixels.
@@ -180,21 +221,22 @@ class LabelledClips(torch.utils.data.Dataset):
         pixels = self.memory([(index, self.samples[index])])["pixel_values_videos"][0]
         if index not in self.labels:
             self.labels[index] = torch.from_numpy(attributes_of(self.seeds[index])).half()
-        return {"pixel_values": pixels, "labels": self.labels[index]}
+        start = int(torch.randint(pixels.shape[0] - WINDOW + 1, ()))
+        window = slice(start, start + WINDOW)
+        return {"pixel_values": pixels[window], "labels": self.labels[index][window]}
 
 
 def train_teacher(folder: Path, clips: LabelledClips, num_steps: int, seed: int, save_steps: int) -> ShapesTeacher:
     """Train it, or go on; then load it from its folder."""
-    if not (folder / "config.json").exists():
+    if not is_complete(folder):
         torch.manual_seed(seed)
         arguments = TrainingArguments(
             str(folder / "run"),
             max_steps=num_steps,
             per_device_train_batch_size=32,
-            learning_rate=3e-3,
-            adam_beta2=0.98,
+            learning_rate=1.5e-2,
             warmup_steps=20,
-            lr_scheduler_type="cosine",
+            lr_scheduler_type="linear",
             logging_steps=50,
             save_steps=save_steps,
             save_total_limit=1,
@@ -202,8 +244,14 @@ def train_teacher(folder: Path, clips: LabelledClips, num_steps: int, seed: int,
             seed=seed,
             remove_unused_columns=False,
         )
-        trainer = Trainer(ShapesTeacherModel(ShapesTeacherConfig()), arguments, train_dataset=clips)
+        trainer = Trainer(
+            ShapesTeacherModel(ShapesTeacherConfig()),
+            arguments,
+            train_dataset=clips,
+            optimizer_cls_and_kwargs=(optimizer_factory, {"lr": arguments.learning_rate}),
+        )
         has_checkpoint = any(Path(arguments.output_dir).glob("checkpoint-*"))
         trainer.train(resume_from_checkpoint=has_checkpoint or None)
         trainer.model.save_pretrained(folder)
+        mark_complete(folder)
     return ShapesTeacher(ShapesTeacherModel.from_pretrained(folder).eval())

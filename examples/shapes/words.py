@@ -31,7 +31,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
 
 
-def make_processor(**options) -> VideoPandaProcessor:
-    """The processor of a model that looks at 64 px; `options` go to its video and image processors."""
-    sizes = {"image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE, **options}
-    return VideoPandaProcessor(VideoPandaImageProcessor(**sizes), VideoPandaVideoProcessor(**sizes), make_tokenizer())
+def make_processor(use_row_token: bool = True, **sizes) -> VideoPandaProcessor:
+    """The processor of a model that looks at 64 px; other `sizes` go to its video and image processors."""
+    sizes = {"image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE, **sizes}
+    parts = VideoPandaImageProcessor(**sizes), VideoPandaVideoProcessor(**sizes), make_tokenizer()
+    return VideoPandaProcessor(*parts, use_row_token=use_row_token)

@@ -169,6 +169,24 @@ def test_bad_options_are_named(model, shapes, processor, options, message):
         run(model, shapes, processor, **options)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("answers.jsonl", b'{"id": "a", "answer": "red"}\n{"id": \n', "answers.jsonl, line 2: not JSON"),
+        ("answers.jsonl", b"\xff\xfe\n", "answers.jsonl, line 1: not JSON"),
+        ("answers.jsonl", b"[1]\n", "answers.jsonl, line 1: expected a JSON object, got list"),
+        ("answers.jsonl", b'{"id": "a"}\n', "line 1: expected `id` and `answer`, got \\['id'\\]"),
+        ("run.json", b"", "run.json: not JSON"),
+    ],
+)
+def test_a_damaged_run_says_where(model, shapes, processor, tmp_path, name, content, message):
+    run(model, shapes, processor, output_dir=tmp_path)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        run(model, shapes, processor, output_dir=tmp_path)
+    assert (tmp_path / name).read_bytes() == content
+
+
 def test_only_the_kinds_that_were_asked_for(tmp_path):
     benchmark = ShapesQA(tmp_path, "validation", 100, kinds=TIME_KINDS)
     assert {question.kind for question in benchmark.questions} == set(TIME_KINDS)

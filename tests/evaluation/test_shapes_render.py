@@ -87,7 +87,7 @@ def read_flicker(frames, question):
 def read_size(frames, question):
     # Moderate thresholds lose the dark parts of a texture but not the outline.
     spans = [np.ptp(np.argwhere(frame), axis=0).max() for frame in object_pixels(frames)]
-    return "small" if np.median(spans) < 19 else "large"
+    return "small" if np.median(spans) < 19.5 else "large"
 
 
 def read_order(frames, question):
@@ -154,7 +154,7 @@ def test_shape_texture_and_size_survive_the_coding(seed):
     """Of all objects that could be in its place, the one in the file is nearest to the one that was drawn."""
     scene, frames = decoded_clip(seed)
     (item, *others), mismatch = scene.objects, {}
-    radii = [(size, radius) for size, options in scenes.RADII_PX.items() for radius in options]
+    radii = list(scenes.RADIUS_PX.items())
     if scene.family != "single":
         radii = [(item.size, item.radius_px)]  # no room for others
     for shape, texture, (size, radius) in itertools.product(scenes.SHAPES, scenes.TEXTURES, radii):

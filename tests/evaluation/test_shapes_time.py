@@ -39,10 +39,9 @@ def twin(scene: scenes.Scene, kind: str, frame: int, other: str) -> scenes.Scene
     """
     if kind == "direction":
         only, steps = scene.objects[0], scenes.STEPS[other]
-        length = scenes.SIDE_PX - 2 * only.extent_px
+        places = scenes.grid_places(only.extent_px)
         start = tuple(
-            (place - only.extent_px - scenes.SPEED_PX * step * frame) % length
-            for place, step in zip(only.centres[frame], steps)
+            (places.index(place) - step * frame) % len(places) for place, step in zip(only.centres[frame], steps)
         )
         moved = replace(only, centres=scenes.moving_centres(start, other, only.extent_px))
         return replace(scene, objects=(moved,), direction=other)
@@ -122,7 +121,7 @@ def test_a_classifier_of_first_frames_is_at_chance_and_would_find_a_leak():
     leaky = []
     for scene in moving:
         only = scene.objects[0]
-        middle = (scenes.SIDE_PX // 2 - only.extent_px,) * 2
+        middle = (len(scenes.grid_places(only.extent_px)) // 2,) * 2
         begun = replace(only, centres=scenes.moving_centres(middle, scene.direction, only.extent_px))
         leaky.append(replace(scene, objects=(begun,)))
     assert fit_and_test(np.array([places(scene, 7) for scene in leaky]), labels) > 0.5

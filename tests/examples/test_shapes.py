@@ -25,7 +25,7 @@ from video_panda import (
 EXAMPLES = Path(__file__).parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
-from shapes import optimizer, recipe, report, teacher, words  # noqa: E402
+from shapes import optimizer, phases, recipe, report, teacher, words  # noqa: E402
 from shapes.clips import ClipMemory  # noqa: E402
 
 
@@ -98,6 +98,31 @@ def test_a_batch_from_memory_is_the_collators(processor, folder, samples, fresh_
         memory.collator = None
 
 
+def test_clips_read_in_other_processes_are_the_same(processor, folder, samples):
+    filled, own = ClipMemory(processor, folder), ClipMemory(processor, folder)
+    filled.fill(samples)
+    filled.collator = None  # nothing is read any more
+    items = list(enumerate(samples))
+    one, other = filled(items), own(items)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one if torch.is_tensor(one[name]))
+    assert not any(
+        value.is_shared() for sample in filled.samples.values() for value in sample.values() if torch.is_tensor(value)
+    )
+
+
+def test_the_teacher_sees_clips_in_full_where_the_student_does_not(folder, samples, fresh_teacher):
+    config = recipe.make_config(recipe.Recipe(vision={"downsampling": "half_resolution", "use_row_token": False}))
+    full, half = ClipMemory(words.make_processor(), folder), recipe.processor_of(config)
+    memory = ClipMemory(half, folder, fresh_teacher, seen_by_teacher=full)
+    batch, whole = memory([(0, samples[0])]), full([(0, samples[0])])
+    assert batch["pixel_values_videos"].shape[-2:] == (32, 32)
+    assert whole["pixel_values_videos"].shape[-2:] == (64, 64)
+    assert (whole["input_ids"] != -1).sum() - (batch["input_ids"] != -1).sum() == 8 * 4  # 4 rows a frame
+    expected = fresh_teacher(whole["pixel_values_videos"])[0]
+    torch.testing.assert_close(batch["teacher_features"][0], expected, atol=4e-3, rtol=4e-3)
+
+
 def test_the_teachers_canvas_is_the_students(processor, fresh_teacher):
     names = ("image_size", "patch_size", "image_mean", "image_std")
     own, theirs = processor.video_processor, fresh_teacher.video_processor()
@@ -116,10 +141,32 @@ def test_what_the_teacher_is_to_believe():
         cell = beliefs[3, y // words.PATCH_SIZE, x // words.PATCH_SIZE]
         colours = ("red", "green", "blue", "yellow", "purple", "cyan")
         assert colours[cell[colour : colour + 6].argmax()] == scene.objects[0].colour
-        place = cell[starts[-1] :].reshape(2, teacher.NUM_BINS)
+        place = cell[starts[-1] :][: 2 * teacher.NUM_BINS].reshape(2, teacher.NUM_BINS)
         assert [int(axis.argmax()) for axis in place] == [min(3, round(v / 16 - 0.5)) for v in (x, y)] or np.isclose(
             np.sort(place)[:, -1], np.sort(place)[:, -2]
         ).any()
+
+
+def events_of(wanted) -> tuple:
+    """The first clip of which something holds, and what the teacher is to believe of its events."""
+    scene = next(scene for scene in map(draw_scene, range(500)) if wanted(scene))
+    return scene, teacher.attributes_of(scene.seed)[..., -len(teacher.EVENTS) :]
+
+
+def test_what_happens_is_seen_where_it_happens():
+    scene, events = events_of(lambda scene: scene.flickers)
+    x, y = (place // words.PATCH_SIZE for place in scene.objects[0].centres[2])
+    assert events[2, y, x, 0] == 1
+    scene, events = events_of(lambda scene: scene.flickers is False)
+    assert not events[..., 0].any()
+
+    scene, events = events_of(lambda scene: scene.family == "order")
+    jumps = [next(t for t in range(1, 8) if own.centres[t] != own.centres[t - 1]) for own in scene.objects]
+    assert [frame for frame in range(8) if events[frame, ..., 1].any()] == sorted(jumps)
+
+    scene, events = events_of(lambda scene: scene.direction == "right" and scene.objects[0].centres[0][0] == 12)
+    comes, goes = ((events[1:4, ..., kind] * np.arange(8)).sum() / events[1:4, ..., kind].sum() for kind in (2, 3))
+    assert comes > goes + 1
 
 
 def test_the_teacher_sees_neighbouring_frames_and_no_others(fresh_teacher):
@@ -128,7 +175,7 @@ def test_the_teacher_sees_neighbouring_frames_and_no_others(fresh_teacher):
     changed[:, 7] += 1
     before, after = fresh_teacher(pixels), fresh_teacher(changed)
     differs = (before != after).flatten(2).any(-1)[0]
-    reach = 1 + fresh_teacher.encoder.config.num_hidden_layers
+    reach = 2 + fresh_teacher.encoder.config.num_hidden_layers
     assert differs.tolist() == [frame >= 7 - reach for frame in range(8)]
 
 
@@ -140,12 +187,12 @@ def test_a_saved_teacher_is_the_same(tmp_path, fresh_teacher):
     assert loaded.fingerprint == fresh_teacher.fingerprint
 
 
-def test_the_features_hold_each_cells_place(fresh_teacher):
-    features = fresh_teacher(torch.zeros(1, 1, 3, 64, 64))[0, 0]
-    places = features[..., teacher.NUM_ATTRIBUTES : teacher.NUM_ATTRIBUTES + 16]
-    assert places.argmax(-1)[2, 5] == 2
-    assert places[..., 8:].argmax(-1)[2, 5] == 5
-    assert (places.sum(-1) == 2).all()
+def test_the_features_hold_each_cells_place_and_frame(fresh_teacher):
+    features = fresh_teacher(torch.zeros(1, 8, 3, 64, 64))[0]
+    places = features[..., teacher.NUM_ATTRIBUTES : teacher.NUM_ATTRIBUTES + 24]
+    assert [int(own.argmax()) for own in places[6, 2, 5].split(8)] == [2, 5, 6]
+    assert (places.sum(-1) == 3).all()
+    assert features.shape[-1] == teacher.FEATURE_WIDTH
 
 
 def small_network():
@@ -190,7 +237,7 @@ def test_a_resumed_optimizer_goes_on_as_it_was():
 
 
 def test_muon_takes_the_linear_layers_that_train(processor):
-    model = VideoPandaForConditionalGeneration(recipe.make_config(recipe.Recipe(), processor))
+    model = VideoPandaForConditionalGeneration(recipe.make_config(recipe.Recipe()))
     model.model.projector.requires_grad_(False)
     groups = optimizer.optimizer_factory()(model, lr=1e-3).param_groups
     by_kind = {group["is_muon"]: {id(parameter) for parameter in group["params"]} for group in groups}
@@ -205,10 +252,24 @@ def test_muon_takes_the_linear_layers_that_train(processor):
 
 
 def test_a_folder_of_another_recipe_is_refused(tmp_path):
-    recipe.claim(tmp_path, recipe.Recipe())
-    recipe.claim(tmp_path, recipe.Recipe())
+    phases.claim(tmp_path, recipe.Recipe())
+    phases.claim(tmp_path, recipe.Recipe())
     with pytest.raises(ValueError, match="another recipe \\(it differs in seed, distillation_loss\\)"):
-        recipe.claim(tmp_path, recipe.Recipe(seed=1, distillation_loss="mse"))
+        phases.claim(tmp_path, recipe.Recipe(seed=1, distillation_loss="mse"))
+
+
+def test_a_phase_that_was_killed_while_it_saved_is_done_again(tmp_path):
+    config, language, folder = recipe.make_config(recipe.Recipe()), tmp_path / "language", tmp_path / "start"
+    VideoPandaForConditionalGeneration(config).save_pretrained(language)
+    config.save_pretrained(folder)  # and then the power failed
+    recipe.start_model(folder, config, 0, language)
+    (folder / "model.safetensors").unlink()
+    assert not list(folder.glob("*.safetensors"))
+    recipe.start_model(folder, config, 0, language)  # complete: left alone
+    assert not list(folder.glob("*.safetensors"))
+    (folder / "complete").unlink()
+    recipe.start_model(folder, config, 0, language)
+    assert VideoPandaForConditionalGeneration.from_pretrained(folder).num_parameters() > 0
 
 
 def test_reading_samples_hold_no_video():

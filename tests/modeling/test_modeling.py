@@ -1,5 +1,7 @@
 """The model's contract with transformers: features, placeholders, loss, training, dtypes, compilation."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
 from model_inputs import GENERATE, canvases, relative_error, visual_ids
@@ -14,6 +16,7 @@ from transformers import (
 )
 
 from video_panda import VideoPandaConfig, VideoPandaForConditionalGeneration
+from video_panda.modeling_video_panda.stab_video_panda import VideoPandaPositionEncoding
 
 GRIDS = [[8, 2, 3], [8, 3, 1], [16, 3, 3], [6, 2, 3], [1, 2, 2], [5, 3, 3]]
 
@@ -411,3 +414,27 @@ def test_the_rotary_tables_of_the_release_are_rounded():
     ):
         assert torch.equal(full.half().float(), table)
         assert not torch.equal(full, table)
+
+
+def test_the_position_encoding_frame_by_frame_is_the_convolution():
+    # On a CPU with gradients it takes another path than without.
+    torch.manual_seed(0)
+    encoding = VideoPandaPositionEncoding(6)
+    states = torch.randn(3, 4, 5, 5, 6, requires_grad=True)
+    reference = torch.nn.Conv3d(6, 6, 3, padding=1, groups=6)
+    reference.load_state_dict(encoding.state_dict())
+    other = states.detach().clone().requires_grad_()
+    expected = reference(other.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
+    weights = torch.randn_like(expected)
+    with patch.object(encoding, "_frame_by_frame", wraps=encoding._frame_by_frame) as path:
+        found = encoding(states)
+        assert path.call_count == 1
+        with torch.no_grad():
+            torch.testing.assert_close(encoding(states), expected, rtol=1e-5, atol=1e-6)
+        assert path.call_count == 1
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    (found * weights).sum().backward()
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(states.grad, other.grad, rtol=1e-5, atol=1e-5)
+    for name, parameter in encoding.named_parameters():
+        torch.testing.assert_close(parameter.grad, dict(reference.named_parameters())[name].grad, rtol=1e-4, atol=1e-4)

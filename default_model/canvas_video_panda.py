@@ -1,0 +1,1 @@
+../processing/canvas_video_panda.py

@@ -1,0 +1,1 @@
+../modeling_video_panda/checkpoint_video_panda.py

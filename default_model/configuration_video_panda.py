@@ -1,0 +1,1 @@
+../modeling_video_panda/configuration_video_panda.py

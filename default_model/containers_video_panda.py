@@ -1,0 +1,1 @@
+../processing/containers_video_panda.py

@@ -1,0 +1,1 @@
+../processing/frame_request_video_panda.py

@@ -1,0 +1,1 @@
+../modeling_video_panda/generation_video_panda.py

@@ -1,0 +1,1 @@
+../processing/geometry_video_panda.py

@@ -1,0 +1,1 @@
+../modeling_video_panda/modeling_video_panda.py

@@ -1,0 +1,1 @@
+../processing/options_video_panda.py

@@ -1,0 +1,1 @@
+../processing/sources_video_panda.py

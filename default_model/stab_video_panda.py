@@ -1,0 +1,1 @@
+../modeling_video_panda/stab_video_panda.py

@@ -1,0 +1,1 @@
+../processing/stream_probe_video_panda.py

@@ -1,0 +1,1 @@
+../processing/video_decoding_video_panda.py

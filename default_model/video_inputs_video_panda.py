@@ -1,0 +1,1 @@
+../processing/video_inputs_video_panda.py
