@@ -70,11 +70,17 @@ class _Losses(TrainerCallback):
             self.by_step[state.global_step] = [float(logs[name]).hex() for name in ("lm_loss", "distillation_loss")]
 
 
+def _classes_of_bars(base: type) -> list[type]:
+    return [base, *(own for child in base.__subclasses__() for own in _classes_of_bars(child))]
+
+
 def run_training(stage: str, data: str, output_dir: str) -> None:
     """A whole run, resumed if it can be; writes `saves.txt` as it goes and `result.json` at the end."""
     faulthandler.dump_traceback_later(PATIENCE_S * 0.8, exit=True)  # a run takes seconds: say where it hangs
-    # tqdm's own lock is shared by all forked processes: one that is killed while it holds it would hang the others.
-    tqdm.set_lock(threading.RLock())
+    # tqdm's own lock is shared by all forked processes: one that is killed while it holds it would hang the others. Each
+    # class of bars may have one of its own (transformers' are of `tqdm.auto`).
+    for bar in _classes_of_bars(tqdm):
+        bar.set_lock(threading.RLock())
     data, output_dir = Path(data), Path(output_dir)
     losses = _Losses()
     trainer = make_trainer(

@@ -224,7 +224,14 @@ def test_every_public_name_resolves(name):
     assert name in dir(video_panda)
 
 
-@pytest.mark.parametrize("name", ["VideoPandaConfig", "VideoPandaForConditionalGeneration", "VideoPandaProcessor"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "VideoPandaProcessor",
+        pytest.param("VideoPandaConfig", marks=pytest.mark.slow),
+        pytest.param("VideoPandaForConditionalGeneration", marks=pytest.mark.slow),
+    ],
+)
 def test_a_public_name_can_be_the_first_thing_used(name):
     # In a fresh process: a circular import between a module and its registration hides once transformers is loaded.
     program = f"from video_panda import {name} as first; print(first.__name__)"
@@ -233,7 +240,10 @@ def test_a_public_name_can_be_the_first_thing_used(name):
     assert result.stdout.strip() == name
 
 
-@pytest.mark.parametrize("module", ["modeling_video_panda.stab_video_panda", "processing.sources_video_panda"])
+@pytest.mark.parametrize(
+    "module",
+    ["modeling_video_panda.stab_video_panda", pytest.param("processing.sources_video_panda", marks=pytest.mark.slow)],
+)
 def test_a_module_can_be_imported_first_and_all_is_registered_in_the_end(module):
     program = f"""
         import video_panda.{module}

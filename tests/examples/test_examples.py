@@ -1,20 +1,20 @@
 """Each program in examples/ runs as a user would run it."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+ROOT = Path(__file__).parents[2]
 
 
-def run(*args) -> str:
-    return subprocess.run(
-        [sys.executable, *map(str, args)], check=True, capture_output=True, text=True, timeout=300
-    ).stdout
-
-
-def test_the_tiny_checkpoint_can_be_asked(tmp_path):
-    folder = tmp_path / "tiny"
-    assert f"wrote {folder}" in run(EXAMPLES / "tiny_checkpoint.py", folder)
-    answer = run(EXAMPLES / "ask.py", folder, folder / "clip.mp4", "What happens in this video?")
-    assert answer.strip()
+def test_the_packages_own_model_is_asked_by_its_remote_code(tmp_path):
+    folder = ROOT / "default_model"
+    program = (ROOT / "examples" / "ask.py").read_text()
+    assert "video_panda" not in program
+    question, truth = next(iter(json.loads((folder / "example.json").read_text()).items()))
+    arguments = [str(folder), str(folder / "example.mp4"), question]
+    command = [sys.executable, str(ROOT / "examples" / "ask.py"), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == truth

@@ -112,7 +112,7 @@ def check_results(path, expected):
     assert not torch.allclose(got["logits_main"], got["logits_pinned"])
 
 
-@pytest.mark.parametrize("settings", [INLINE, LFS], ids=["inline", "lfs"])
+@pytest.mark.parametrize("settings", [pytest.param(INLINE, marks=pytest.mark.slow), LFS], ids=["inline", "lfs"])
 def test_pushed_checkpoints_load_without_the_package(checkpoint, clip, expected, settings, tmp_path):
     repo_id, again = f"{USER}/panda", f"{USER}/panda-again"
     with HubServer(**settings) as server:
