@@ -1,8 +1,7 @@
 """Train the model that comes with the package, the default of `video-panda ask`: python examples/train_default.py FOLDER
 
-The recipe of quickstart.py with a larger language model and more steps: within an hour on two idle cores, and 5 GB of
-memory. Interrupt it, call it again, and it goes on. The test split is looked at once, at the very end; choices were made on
-validation (--split validation).
+The recipe of quickstart.py with a larger language model and more steps: 40 minutes on two cores. Interrupt it, call it again,
+and it goes on. Choices are made on validation (--split validation); the test split is for the last look.
 """
 
 import argparse

@@ -9,7 +9,6 @@ Each phase has a folder. A phase whose folder is complete is left alone; one tha
 checkpoint.
 """
 
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from video_panda import (
     InitialAlignmentTrainer,
     InstructionTuningArguments,
     InstructionTuningTrainer,
+    ShapesQA,
     VideoPandaConfig,
     VideoPandaForConditionalGeneration,
     VideoPandaProcessor,
@@ -30,7 +30,6 @@ from video_panda import (
     VisualLanguageIntegrationArguments,
     VisualLanguageIntegrationTrainer,
     training_samples,
-    write_split,
 )
 
 from .clips import ClipMemory
@@ -53,12 +52,13 @@ class Recipe:
     Attributes:
         seed: of weights, order and of what the stages draw.
         num_clips: training clips that are rendered.
+        num_relation_clips: further ones of two objects, one left of, right of, above or below the other: the hardest question.
         text_width, num_text_layers, num_text_heads: the Llama.
         visual_width: D of STAB.
         vision: further fields of `VideoPandaVisionConfig`, for ablations.
         language_steps, teacher_steps: optimizer steps of the two pretrainings.
         stage_steps: of stages 1, 2 and 3.
-        learning_rates: of the same.
+        learning_rate: of all of them; it falls to zero within each.
         batch_size: clips of a step.
         distillation_loss: "cosine", "mse" or "none".
         distillation_weights: of stages 1, 2 and 3. Much in the first: the language model can read, and its wish for words is
@@ -70,6 +70,7 @@ class Recipe:
 
     seed: int = 0
     num_clips: int = 3000
+    num_relation_clips: int = 0
     text_width: int = 64
     num_text_layers: int = 3
     num_text_heads: int = 2
@@ -78,7 +79,7 @@ class Recipe:
     language_steps: int = 220
     teacher_steps: int = 220
     stage_steps: tuple[int, int, int] = (80, 100, 800)
-    learning_rates: tuple[float, float, float] = (5e-3, 5e-3, 5e-3)
+    learning_rate: float = 5e-3
     batch_size: int = 16
     distillation_loss: str = "cosine"
     distillation_weights: tuple[float, float, float] = (20.0, 10.0, 10.0)
@@ -123,15 +124,19 @@ def make_model(folder: Path, recipe: Recipe) -> Path:
 def prepare(folder: Path, recipe: Recipe) -> Prepared:
     """Clips, language model, teacher."""
     processor = make_processor()
-    write_split(folder, "train", recipe.num_clips, num_workers=2)
-    samples = json.loads((folder / "train.json").read_text())
-    memory = ClipMemory(processor, folder)
-    prepared = Prepared(folder, samples, memory, None)
-    pretrain_language(prepared.language, recipe, processor)
+    sources = (
+        ShapesQA(folder, "train", recipe.num_clips),
+        ShapesQA(folder, "train", recipe.num_relation_clips, first=recipe.num_clips, families="relation"),
+    )
+    for source in sources:
+        source.prepare(num_workers=2)
+    seeds = [seed for source in sources for seed in source.seeds]
+    pretrain_language(folder / "language", recipe, processor, seeds)
+    samples, memory = training_samples(seeds), ClipMemory(processor, folder)
     memory.fill(samples)
-    clips = LabelledClips(memory, samples, [int(sample["id"]) for sample in samples])
-    prepared.teacher = train_teacher(folder / "teacher", clips, recipe.teacher_steps, recipe.seed, recipe.save_steps)
-    return prepared
+    clips = LabelledClips(memory, samples, seeds)
+    teacher = train_teacher(folder / "teacher", clips, recipe.teacher_steps, recipe.seed, recipe.save_steps)
+    return Prepared(folder, samples, memory, teacher)
 
 
 def train_stages(folder: Path, recipe: Recipe, prepared: Prepared) -> Path:
@@ -188,7 +193,7 @@ def processor_of(config: VideoPandaConfig) -> VideoPandaProcessor:
     )
 
 
-def pretrain_language(folder: Path, recipe: Recipe, processor) -> None:
+def pretrain_language(folder: Path, recipe: Recipe, processor, seeds: list[int]) -> None:
     """The tiny Llama reads captions and answers questions about them; no pictures."""
     if is_complete(folder):
         return
@@ -200,7 +205,7 @@ def pretrain_language(folder: Path, recipe: Recipe, processor) -> None:
         folder / "run",
         recipe,
         max_steps=recipe.language_steps,
-        learning_rate=5e-3,
+        learning_rate=recipe.learning_rate,
         global_batch_size=48,
         train_stab=False,
         train_projector=False,
@@ -211,7 +216,7 @@ def pretrain_language(folder: Path, recipe: Recipe, processor) -> None:
         model,
         arguments,
         ClipMemory(processor, None),
-        train_dataset=reading_samples(range(recipe.num_clips)),
+        train_dataset=reading_samples(seeds),
         processing_class=processor,
         optimizer_cls_and_kwargs=(optimizer_factory, {"lr": arguments.learning_rate}),
     )
@@ -263,7 +268,7 @@ def train_stage(
         folder / "run",
         recipe,
         max_steps=recipe.stage_steps[number],
-        learning_rate=recipe.learning_rates[number],
+        learning_rate=recipe.learning_rate,
         global_batch_size=recipe.batch_size,
         distillation_loss=recipe.distillation_loss,
         distillation_weight=recipe.distillation_weights[number],

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -154,6 +155,15 @@ def test_each_clip_is_read_once_and_again_only_when_it_changed(root, tmp_path, m
     assert reads(root) == ["bad", "exit", "good"]  # the picture has no frames to choose
 
 
+@pytest.fixture
+def heeds_interrupts():
+    """A program that a shell started in the background ignores SIGINT, and so does Python then."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_interrupts")
 def test_an_interrupt_stops_the_processes_and_keeps_what_was_read(root, tmp_path, misbehaving):
     (root / "program.pid").write_text(str(os.getpid()))
     samples = touch(root, "good1", "bad", "deaf", "interrupt", "good2", "good3")
