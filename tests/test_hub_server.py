@@ -375,7 +375,8 @@ LOAD = """
 """
 
 
-@pytest.mark.parametrize("settings", [pytest.param(INLINE, marks=pytest.mark.slow), LFS], ids=["inline", "lfs"])
+@pytest.mark.slow  # tests/hub/test_push.py does the same with our models
+@pytest.mark.parametrize("settings", [INLINE, LFS], ids=["inline", "lfs"])
 def test_pushed_models_load_by_repo_id(tmp_path, settings):
     code = tmp_path / "code" / "tiny_custom"
     code.mkdir(parents=True)

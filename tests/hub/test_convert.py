@@ -240,6 +240,7 @@ def test_sampling_settings_stay_where_sampling_is_on(own_release, tmp_path):
     assert (generation["temperature"], generation["max_length"], generation["do_sample"]) == (0.9, 99, True)
 
 
+@pytest.mark.slow  # tests/test_main_job.py does, too
 def test_the_folder_loads_where_the_package_is_not_installed(converted, tmp_path):
     code = """
         import sys

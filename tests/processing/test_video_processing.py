@@ -497,6 +497,7 @@ def test_save_and_load(tmp_path, clip):
         VideoPandaVideoProcessor(image_size=100)
 
 
+@pytest.mark.slow  # tests/examples/test_examples.py runs all saved code
 def test_the_saved_code_runs_without_this_package(tmp_path, clip):
     """What is saved beside the weights is complete, flat, and needs neither this package nor torchvision."""
     VideoPandaVideoProcessor(image_size=84).save_pretrained(tmp_path / "saved")
