@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from video_panda import VideoPandaConfig, VideoPandaForConditionalGeneration
-from video_panda.modeling_video_panda.stab_video_panda import VideoPandaPositionEncoding
+from video_panda.modeling_video_panda import stab_video_panda
 
 GRIDS = [[8, 2, 3], [8, 3, 1], [16, 3, 3], [6, 2, 3], [1, 2, 2], [5, 3, 3]]
 
@@ -419,7 +419,7 @@ def test_the_rotary_tables_of_the_release_are_rounded():
 def test_the_position_encoding_frame_by_frame_is_the_convolution():
     # On a CPU with gradients it takes another path than without.
     torch.manual_seed(0)
-    encoding = VideoPandaPositionEncoding(6)
+    encoding = stab_video_panda.VideoPandaPositionEncoding(6)
     states = torch.randn(3, 4, 5, 5, 6, requires_grad=True)
     reference = torch.nn.Conv3d(6, 6, 3, padding=1, groups=6)
     reference.load_state_dict(encoding.state_dict())
@@ -438,3 +438,25 @@ def test_the_position_encoding_frame_by_frame_is_the_convolution():
     torch.testing.assert_close(states.grad, other.grad, rtol=1e-5, atol=1e-5)
     for name, parameter in encoding.named_parameters():
         torch.testing.assert_close(parameter.grad, dict(reference.named_parameters())[name].grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [None, 0.1])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+def test_attention_to_few_keys_is_attention(scale, dtype, tolerance):
+    """LSD's windows take another way on a CPU than long contexts do: the same outputs and gradients."""
+    draws = torch.Generator().manual_seed(0)
+    states = [torch.randn(5, length, 12, generator=draws).to(dtype) for length in (1, 4, 4)]
+    outputs = []
+    for most_keys in (0, 4):
+        own = [state.clone().requires_grad_() for state in states]
+        with (
+            patch.object(stab_video_panda, "NUM_FEW_KEYS", most_keys),
+            patch.object(stab_video_panda, "_attend_to_few", wraps=stab_video_panda._attend_to_few) as path,
+        ):
+            attended = stab_video_panda._attend(*own, num_heads=3, scale=scale)
+        assert path.called == (most_keys == 4)
+        attended.square().sum().backward()
+        outputs.append([attended, *(state.grad for state in own)])
+    for kernel, few in zip(*outputs, strict=True):
+        assert kernel.dtype == few.dtype == dtype
+        torch.testing.assert_close(few, kernel, atol=tolerance, rtol=tolerance)
