@@ -42,7 +42,7 @@ _MODULE_OF_NAME = {
     "quantization_config": "trainers.lora",
     "check_data": "trainers.check_data",
     "train": "trainers.train",
-    **dict.fromkeys(("ShapesQA", "training_samples", "write_split"), "evaluation.shapes_qa"),
+    **dict.fromkeys(("ShapesQA", "render_clips", "training_samples", "write_split"), "evaluation.shapes_qa"),
     "cell_labels": "evaluation.shapes_render",
     "draw_scene": "evaluation.shapes_scenes",
     "evaluate": "evaluation.runner",

@@ -16,14 +16,15 @@ from shapes.report import ask_in_fresh_process, basic_accuracy, measure, table, 
 from video_panda import ShapesQA
 
 RECIPE = Recipe(
-    num_clips=10000,
-    text_width=96,
+    num_clips=5000,
+    families=("single", "count", "order", "relation"),
+    num_relation_clips=2500,
+    num_relation_texts=6000,
     num_text_layers=4,
-    num_text_heads=3,
     visual_width=128,
-    language_steps=250,
+    language_steps=350,
     teacher_steps=300,
-    stage_steps=(60, 100, 2400),
+    stage_steps=(60, 60, 1500),
     distillation_layer_step=2,
 )
 NAME = "video-panda-shapes"

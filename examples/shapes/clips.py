@@ -44,6 +44,13 @@ class ClipMemory:
             batch["teacher_keys"] = [None] * len(batch["teacher_features"])
         return {**batch, "num_samples": len(samples), "skipped": []}
 
+    def frames(self, most: int = 2400) -> torch.Tensor:
+        """Some of the frames it remembers: float32 (N, 3, S, S)."""
+        clips = [
+            sample["pixel_values_videos"][0] for sample in self.samples.values() if "pixel_values_videos" in sample
+        ]
+        return torch.cat(clips[: max(1, most // len(clips[0]))]).float()
+
     def fill(self, samples: list[dict], num_workers: int = 2) -> None:
         """Read all clips now, in processes of their own."""
         items = [item for item in enumerate(samples) if item[0] not in self.samples]

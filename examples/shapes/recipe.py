@@ -29,15 +29,20 @@ from video_panda import (
     VideoPandaTrainingArguments,
     VisualLanguageIntegrationArguments,
     VisualLanguageIntegrationTrainer,
+    render_clips,
     training_samples,
 )
 
 from .clips import ClipMemory
 from .optimizer import optimizer_factory
+from .patches import whitening_filters
 from .phases import claim, is_complete, mark_complete
+from .pointing import with_pointing
 from .teacher import LabelledClips, ShapesTeacher, train_teacher
 from .words import IMAGE_SIZE, PATCH_SIZE, make_processor
 
+# Where in the train split the further clips and texts begin: far from the others.
+FIRST_RELATION, FIRST_TEXT = 100_000_000, 200_000_000
 STAGES = {
     "stage1": (InitialAlignmentTrainer, InitialAlignmentArguments),
     "stage2": (VisualLanguageIntegrationTrainer, VisualLanguageIntegrationArguments),
@@ -52,13 +57,16 @@ class Recipe:
     Attributes:
         seed: of weights, order and of what the stages draw.
         num_clips: training clips that are rendered.
-        num_relation_clips: further ones of two objects, one left of, right of, above or below the other: the hardest question.
-        text_width, num_text_layers, num_text_heads: the Llama.
+        families: of scenes in them; "relation", the hardest, takes longer than a quickstart.
+        num_relation_clips: further ones of two objects, one left of, right of, above or below the other.
+        num_relation_texts: as many more descriptions of such scenes for the language model to read.
+        text_width, num_text_layers, num_text_heads, text_ratio: the Llama; the last is its inner width over its width.
         visual_width: D of STAB.
         vision: further fields of `VideoPandaVisionConfig`, for ablations.
         language_steps, teacher_steps: optimizer steps of the two pretrainings.
         stage_steps: of stages 1, 2 and 3.
-        learning_rate: of all of them; it falls to zero within each.
+        learning_rate: of language model and stages.
+        decay_share: of the steps of the language model's pretraining and of stage 3: in the last ones the rate falls to zero.
         batch_size: clips of a step.
         distillation_loss: "cosine", "mse" or "none".
         distillation_weights: of stages 1, 2 and 3. Much in the first: the language model can read, and its wish for words is
@@ -70,16 +78,20 @@ class Recipe:
 
     seed: int = 0
     num_clips: int = 3000
+    families: tuple[str, ...] = ("single", "count", "order")
     num_relation_clips: int = 0
-    text_width: int = 64
-    num_text_layers: int = 3
-    num_text_heads: int = 2
+    num_relation_texts: int = 0
+    text_width: int = 128
+    num_text_layers: int = 2
+    num_text_heads: int = 4
+    text_ratio: int = 2
     visual_width: int = 96
     vision: dict = field(default_factory=dict)
-    language_steps: int = 220
-    teacher_steps: int = 220
-    stage_steps: tuple[int, int, int] = (80, 100, 800)
+    language_steps: int = 120
+    teacher_steps: int = 190
+    stage_steps: tuple[int, int, int] = (60, 40, 580)
     learning_rate: float = 5e-3
+    decay_share: float = 0.4
     batch_size: int = 16
     distillation_loss: str = "cosine"
     distillation_weights: tuple[float, float, float] = (20.0, 10.0, 10.0)
@@ -124,19 +136,25 @@ def make_model(folder: Path, recipe: Recipe) -> Path:
 def prepare(folder: Path, recipe: Recipe) -> Prepared:
     """Clips, language model, teacher."""
     processor = make_processor()
-    sources = (
-        ShapesQA(folder, "train", recipe.num_clips),
-        ShapesQA(folder, "train", recipe.num_relation_clips, first=recipe.num_clips, families="relation"),
-    )
-    for source in sources:
-        source.prepare(num_workers=2)
-    seeds = [seed for source in sources for seed in source.seeds]
-    pretrain_language(folder / "language", recipe, processor, seeds)
-    samples, memory = training_samples(seeds), ClipMemory(processor, folder)
+    seeds = clip_seeds(folder, recipe)
+    render_clips(folder, seeds, num_workers=2)
+    texts = ShapesQA(folder, "train", recipe.num_relation_texts, first=FIRST_TEXT, families="relation")
+    pretrain_language(folder / "language", recipe, processor, seeds + texts.seeds)
+    samples = [with_pointing(sample, seed) for sample, seed in zip(training_samples(seeds), seeds, strict=True)]
+    memory = ClipMemory(processor, folder)
     memory.fill(samples)
     clips = LabelledClips(memory, samples, seeds)
     teacher = train_teacher(folder / "teacher", clips, recipe.teacher_steps, recipe.seed, recipe.save_steps)
     return Prepared(folder, samples, memory, teacher)
+
+
+def clip_seeds(folder: Path, recipe: Recipe) -> list[int]:
+    """The seeds of the training clips."""
+    sources = (
+        ShapesQA(folder, "train", recipe.num_clips, families=recipe.families),
+        ShapesQA(folder, "train", recipe.num_relation_clips, FIRST_RELATION, "relation"),
+    )
+    return [seed for source in sources for seed in source.seeds]
 
 
 def train_stages(folder: Path, recipe: Recipe, prepared: Prepared) -> Path:
@@ -149,7 +167,7 @@ def train_stages(folder: Path, recipe: Recipe, prepared: Prepared) -> Path:
         memory.fill(prepared.samples)
     teacher = None if recipe.distillation_loss == "none" else prepared.teacher
     memory.teacher = teacher
-    source = start_model(folder / "start", config, recipe.seed, prepared.language)
+    source = start_model(folder / "start", config, recipe.seed, prepared.language, memory)
     for number, name in enumerate(STAGES):
         source = train_stage(folder / name, number, source, recipe, memory, prepared.samples, teacher)
     return source
@@ -161,7 +179,7 @@ def make_config(recipe: Recipe) -> VideoPandaConfig:
     text = LlamaConfig(
         vocab_size=processor.video_token_id,
         hidden_size=recipe.text_width,
-        intermediate_size=4 * recipe.text_width,
+        intermediate_size=recipe.text_ratio * recipe.text_width,
         num_hidden_layers=recipe.num_text_layers,
         num_attention_heads=recipe.num_text_heads,
         max_position_embeddings=2048,
@@ -207,6 +225,7 @@ def pretrain_language(folder: Path, recipe: Recipe, processor, seeds: list[int])
         max_steps=recipe.language_steps,
         learning_rate=recipe.learning_rate,
         global_batch_size=48,
+        **_falling(recipe, recipe.language_steps),
         train_stab=False,
         train_projector=False,
         train_alignment_head=False,
@@ -237,13 +256,16 @@ def reading_samples(seeds) -> list[dict]:
     return samples
 
 
-def start_model(folder: Path, config: VideoPandaConfig, seed: int, language: Path) -> Path:
-    """The pretrained language model behind a fresh STAB and projector."""
+def start_model(folder: Path, config: VideoPandaConfig, seed: int, language: Path, memory: ClipMemory) -> Path:
+    """The pretrained language model behind a STAB and projector that are fresh but for the patch embedding."""
     if not is_complete(folder):
         torch.manual_seed(seed)
         model = VideoPandaForConditionalGeneration(config)
         trained = VideoPandaForConditionalGeneration.from_pretrained(language)
         model.model.language_model.load_state_dict(trained.model.language_model.state_dict())
+        embedding = model.model.stab.patch_embedding
+        with torch.no_grad():
+            embedding.weight.copy_(whitening_filters(memory.frames(), embedding.patch_size, len(embedding.weight)))
         model.generation_config.max_new_tokens = 32
         model.save_pretrained(folder)
         mark_complete(folder)
@@ -274,6 +296,12 @@ def train_stage(
         distillation_weight=recipe.distillation_weights[number],
         distillation_layer_step=recipe.distillation_layer_step,
         data_fraction=recipe.data_fraction if number == 0 else 1.0,
+        # What the first two end with is not looked at: they need no rest at the end.
+        **(
+            _falling(recipe, recipe.stage_steps[number])
+            if number == 2
+            else {"lr_scheduler_type": "constant_with_warmup"}
+        ),
     )
     before = source / "run"
     trainer = trainer_class(
@@ -292,13 +320,21 @@ def train_stage(
     return folder
 
 
+def _falling(recipe: Recipe, num_steps: int) -> dict:
+    """A schedule that stays high as long as it can: the plateaus of so small a model are left at high learning rates."""
+    num_decay_steps = max(1, round(recipe.decay_share * num_steps))
+    return {
+        "lr_scheduler_type": "warmup_stable_decay",
+        "lr_scheduler_kwargs": {"num_decay_steps": num_decay_steps, "decay_type": "linear"},
+    }
+
+
 def _arguments(arguments_class, output_dir: Path, recipe: Recipe, **options) -> VideoPandaTrainingArguments:
     return arguments_class(
         output_dir=str(output_dir),
         per_device_train_batch_size=options["global_batch_size"],
         max_grad_norm=1.0,
         warmup_steps=20,
-        lr_scheduler_type="linear",
         train_sampling_strategy="random",
         logging_steps=50,
         save_steps=recipe.save_steps,

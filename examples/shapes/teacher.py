@@ -1,7 +1,8 @@
 """The tiny teacher. It stands where LanguageBind stands in the paper: it was trained before, on something else than questions.
 
-It learns the renderer's own labels of each cell of 8 x 8 px (shape, colour, texture, size, light, direction and place of the
-object in it, whether its light changes, whether it has just jumped, comes in or goes out, kind and drift of the background).
+It learns the renderer's own labels of each cell of 8 x 8 px (shape, colour, texture, size, light and direction of the object in
+it, where it is and where it was two frames before, whether its light changes, whether it has just jumped, comes in or goes
+out, how much of each quarter it covers, kind and drift of the background).
 What it gives to distillation is what it believes of each cell, and where and when the cell is.
 
 Shape suffixes: V videos, T frames, S px a side, P cells a side, C channels, W attributes.
@@ -33,15 +34,21 @@ ATTRIBUTES = {
     "background": 3,
     "drift": 4,
 }
-NUM_BINS = 4  # of each axis, for the place of the only object
+NUM_BINS = 8  # of each axis, for the place of the only object
 # What happens to the object in a cell, with how often more the event counts that is there than one that is not: its light
 # changes; it has jumped since the frame before; it comes in; it goes out.
 EVENTS = {"flickers": 10.0, "has_jumped": 10.0, "comes": 4.0, "goes": 4.0}
-NUM_ATTRIBUTES = sum(ATTRIBUTES.values()) + 2 * NUM_BINS + len(EVENTS)
+NUM_QUARTERS = 4  # of a cell, how much an object covers of each: its outline
+LAG = 2  # frames: the place of the only object is told as it is and as it was then
+NUM_ATTRIBUTES = sum(ATTRIBUTES.values()) + 4 * NUM_BINS + len(EVENTS) + NUM_QUARTERS
+# What is given for each cell of a token by itself, not as a mean over them: comes, goes, the quarters. Where in a token the
+# edges lie, and how they move, is what shape and direction are made of.
+NUM_FINE = 2 + NUM_QUARTERS
+CELLS_PER_TOKEN = 2  # along a side
 # In the cosine each attribute weighs the square of this: what is hard to see counts more than what is seen at once.
-WEIGHTS = {"shape": 4.0, "direction": 3.0, "texture": 2.0, "background": 0.7}
-EVENT_WEIGHT = 2.0
-FEATURE_WIDTH = 64  # attributes, row, column and frame; a multiple of the alignment head's eight heads
+WEIGHTS = {"shape": 4.0, "direction": 5.0, "texture": 2.0, "background": 0.7}
+EVENT_WEIGHT, PAST_WEIGHT, QUARTER_WEIGHT = 3.0, 3.0, 1.0
+FEATURE_WIDTH = 112  # attributes, row, column and frame; a multiple of the alignment head's eight heads
 WINDOW = 4  # frames of a clip that the network is trained on at once: more clips a second than with all eight
 
 
@@ -55,13 +62,15 @@ def attributes_of(seed: int) -> np.ndarray:
         first = 0 if name == "background" else 1
         is_value = getattr(labels, name)[..., None] == np.arange(first, first + num_values)
         parts.append(is_value if name in ("background", "drift") else is_value * cover_TPP1)
-    place = np.zeros((*labels.cover.shape, 2 * NUM_BINS), np.float32)
+    place = np.zeros((*labels.cover.shape, 4 * NUM_BINS), np.float32)
     if scene.family == "single":
-        for frame, centre in enumerate(scene.objects[0].centres):
-            for axis, position in enumerate(centre):
-                place[frame, ..., axis * NUM_BINS : (axis + 1) * NUM_BINS] = _near_bins(position)
+        bins_TB = np.stack([_near_bins(centre) for centre in scene.objects[0].centres])
+        place[..., : 2 * NUM_BINS] = bins_TB[:, None, None]
+        place[LAG:, ..., 2 * NUM_BINS :] = bins_TB[:-LAG, None, None]
     parts.append(place * (cover_TPP1 > 0))
     parts.append(_events(scene, labels.object, labels.cover))
+    quarters_TQQ = cell_labels(scene, PATCH_SIZE // 2).cover
+    parts.append(np.stack([quarters_TQQ[:, row::2, column::2] for row in (0, 1) for column in (0, 1)], axis=-1))
     return np.concatenate(parts, axis=-1).astype(np.float32)
 
 
@@ -80,10 +89,10 @@ def _events(scene, object_TPP: np.ndarray, cover_TPP: np.ndarray) -> np.ndarray:
     return events
 
 
-def _near_bins(position_px: int) -> np.ndarray:
-    """How near a position is to the middle of each bin: 1 there, 0 from the next bin's middle on."""
+def _near_bins(centre_px: tuple[int, int]) -> np.ndarray:
+    """How near a place is to the middle of each bin of both axes: 1 there, 0 from the next bin's middle on."""
     width = IMAGE_SIZE / NUM_BINS
-    return np.clip(1 - np.abs(position_px / width - 0.5 - np.arange(NUM_BINS)), 0, 1)
+    return np.concatenate([np.clip(1 - np.abs(place / width - 0.5 - np.arange(NUM_BINS)), 0, 1) for place in centre_px])
 
 
 class ShapesTeacherConfig(PreTrainedConfig):
@@ -133,8 +142,16 @@ class ShapesTeacherModel(PreTrainedModel):
         self.layers = nn.ModuleList(TemporalBlock(width, width) for _ in range(config.num_hidden_layers))
         self.head = nn.Linear(width, NUM_ATTRIBUTES)
         weights = [WEIGHTS.get(name, 1.0) for name, num_values in ATTRIBUTES.items() for _ in range(num_values)]
-        self.register_buffer("weights", torch.tensor(weights + [1.0] * 2 * NUM_BINS + [EVENT_WEIGHT] * len(EVENTS)))
-        self.register_buffer("rarity", torch.tensor([1.0] * (NUM_ATTRIBUTES - len(EVENTS)) + [*EVENTS.values()]))
+        weights += (
+            [1.0] * 2 * NUM_BINS
+            + [PAST_WEIGHT] * 2 * NUM_BINS
+            + [EVENT_WEIGHT] * len(EVENTS)
+            + [QUARTER_WEIGHT] * NUM_QUARTERS
+        )
+        self.register_buffer("weights", torch.tensor(weights))
+        num_common = sum(ATTRIBUTES.values()) + 4 * NUM_BINS
+        rarity = [1.0] * num_common + [*EVENTS.values()] + [1.0] * NUM_QUARTERS
+        self.register_buffer("rarity", torch.tensor(rarity))
         self.post_init()
 
     def _init_weights(self, module):
@@ -149,7 +166,7 @@ class ShapesTeacherModel(PreTrainedModel):
         for layer in self.layers:
             states = states + layer(states)
         logits = self.head(states.permute(0, 1, 3, 4, 2))
-        features = self._with_places(logits.sigmoid() * self.weights)
+        features = _with_places(_cell_by_cell(logits.sigmoid() * self.weights))
         if labels is None:
             return {"features": features}
         return {"loss": self._loss(logits, labels.float()), "features": features}
@@ -167,20 +184,35 @@ class ShapesTeacherModel(PreTrainedModel):
             start += num_values
         return loss
 
-    def _with_places(self, beliefs_VTPPW: torch.Tensor) -> torch.Tensor:
-        """With the row, column and frame of each cell, as the features of a vision transformer hold position embeddings.
 
-        The language model has relative positions only: without these it is long in finding out where a token lies.
-        """
-        own = []
-        for axis in (2, 3, 1):
-            size = beliefs_VTPPW.shape[axis]
-            shape = [1] * 4
-            shape[axis] = size
-            places = torch.eye(size, device=beliefs_VTPPW.device).view(*shape, size)
-            own.append(places.expand(*beliefs_VTPPW.shape[:4], size))
-        features = torch.cat((beliefs_VTPPW, *own), dim=-1)
-        return F.pad(features, (0, FEATURE_WIDTH - features.shape[-1]))
+def _cell_by_cell(beliefs_VTPPW: torch.Tensor) -> torch.Tensor:
+    """The fine ones last, one for each place that the cell may have in its token; zero at the places of others.
+
+    A student with fewer tokens than cells sees means over a token's cells (`match_grids`): these stay apart in them.
+    """
+    coarse, fine = beliefs_VTPPW[..., :-NUM_FINE], beliefs_VTPPW[..., -NUM_FINE:]
+    spread = fine.new_zeros(*fine.shape[:-1], CELLS_PER_TOKEN, CELLS_PER_TOKEN, NUM_FINE)
+    for row in range(CELLS_PER_TOKEN):
+        for column in range(CELLS_PER_TOKEN):
+            cells = (slice(None), slice(None), slice(row, None, CELLS_PER_TOKEN), slice(column, None, CELLS_PER_TOKEN))
+            spread[(*cells, row, column)] = fine[cells]
+    return torch.cat((coarse, spread.flatten(-3)), dim=-1)
+
+
+def _with_places(beliefs_VTPPW: torch.Tensor) -> torch.Tensor:
+    """With the row, column and frame of each cell, as the features of a vision transformer hold position embeddings.
+
+    The language model has relative positions only: without these it is long in finding out where a token lies.
+    """
+    own = []
+    for axis in (2, 3, 1):
+        size = beliefs_VTPPW.shape[axis]
+        shape = [1] * 4
+        shape[axis] = size
+        places = torch.eye(size, device=beliefs_VTPPW.device).view(*shape, size)
+        own.append(places.expand(*beliefs_VTPPW.shape[:4], size))
+    features = torch.cat((beliefs_VTPPW, *own), dim=-1)
+    return F.pad(features, (0, FEATURE_WIDTH - features.shape[-1]))
 
 
 class ShapesTeacher(Teacher):

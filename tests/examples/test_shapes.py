@@ -17,16 +17,20 @@ from video_panda import (
     ShapesQA,
     VideoPandaDataCollator,
     VideoPandaForConditionalGeneration,
+    cell_labels,
     draw_scene,
     training_samples,
     write_split,
 )
+from video_panda.evaluation.shapes_qa import SPLITS
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
 from shapes import optimizer, phases, recipe, report, teacher, words  # noqa: E402
 from shapes.clips import ClipMemory  # noqa: E402
+from shapes.patches import whitening_filters  # noqa: E402
+from shapes.pointing import with_pointing  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -142,15 +146,19 @@ def test_what_the_teacher_is_to_believe():
         colours = ("red", "green", "blue", "yellow", "purple", "cyan")
         assert colours[cell[colour : colour + 6].argmax()] == scene.objects[0].colour
         place = cell[starts[-1] :][: 2 * teacher.NUM_BINS].reshape(2, teacher.NUM_BINS)
-        assert [int(axis.argmax()) for axis in place] == [min(3, round(v / 16 - 0.5)) for v in (x, y)] or np.isclose(
-            np.sort(place)[:, -1], np.sort(place)[:, -2]
-        ).any()
+        centres = np.arange(teacher.NUM_BINS) * 8 + 4
+        assert (place @ centres).tolist() == [x, y]  # between two bins both know of it
+        assert (place > 0).sum(axis=1).max() <= 2
+        past = cell[starts[-1] :][2 * teacher.NUM_BINS : 4 * teacher.NUM_BINS].reshape(2, teacher.NUM_BINS)
+        assert (past @ centres).tolist() == list(scene.objects[0].centres[3 - teacher.LAG])
+        assert not beliefs[teacher.LAG - 1, ..., starts[-1] :][..., 2 * teacher.NUM_BINS : 4 * teacher.NUM_BINS].any()
 
 
 def events_of(wanted) -> tuple:
     """The first clip of which something holds, and what the teacher is to believe of its events."""
     scene = next(scene for scene in map(draw_scene, range(500)) if wanted(scene))
-    return scene, teacher.attributes_of(scene.seed)[..., -len(teacher.EVENTS) :]
+    last = -teacher.NUM_QUARTERS
+    return scene, teacher.attributes_of(scene.seed)[..., last - len(teacher.EVENTS) : last]
 
 
 def test_what_happens_is_seen_where_it_happens():
@@ -189,10 +197,76 @@ def test_a_saved_teacher_is_the_same(tmp_path, fresh_teacher):
 
 def test_the_features_hold_each_cells_place_and_frame(fresh_teacher):
     features = fresh_teacher(torch.zeros(1, 8, 3, 64, 64))[0]
-    places = features[..., teacher.NUM_ATTRIBUTES : teacher.NUM_ATTRIBUTES + 24]
+    start = teacher.NUM_ATTRIBUTES + 3 * teacher.NUM_FINE
+    places = features[..., start : start + 24]
     assert [int(own.argmax()) for own in places[6, 2, 5].split(8)] == [2, 5, 6]
     assert (places.sum(-1) == 3).all()
     assert features.shape[-1] == teacher.FEATURE_WIDTH
+
+
+def test_the_outline_is_that_of_the_clip():
+    scene = next(scene for scene in map(draw_scene, range(100)) if scene.family == "count")
+    quarters = teacher.attributes_of(scene.seed)[..., -teacher.NUM_QUARTERS :]
+    expected = cell_labels(scene, words.PATCH_SIZE // 2).cover
+    found = quarters.reshape(8, 8, 8, 2, 2).transpose(0, 1, 3, 2, 4).reshape(8, 16, 16)
+    assert np.array_equal(found, expected.astype(np.float32))
+    assert 0 < found.mean() < 1
+
+
+def test_a_mean_over_a_token_keeps_its_cells_outlines_apart():
+    beliefs = torch.rand(1, 2, 8, 8, teacher.NUM_ATTRIBUTES)
+    coarse, fine = beliefs[..., : -teacher.NUM_FINE], beliefs[..., -teacher.NUM_FINE :]
+    token = teacher._cell_by_cell(beliefs)[0, 1, 2:4, 6:8].mean((0, 1))
+    torch.testing.assert_close(token[: coarse.shape[-1]], coarse[0, 1, 2:4, 6:8].mean((0, 1)))
+    apart = token[coarse.shape[-1] :].view(2, 2, teacher.NUM_FINE) * 4
+    torch.testing.assert_close(apart, fine[0, 1, 2:4, 6:8])
+
+
+@pytest.mark.parametrize("num_filters", [12, 48])
+def test_the_first_filters_answer_alike_and_independently(num_filters):
+    draws = torch.Generator().manual_seed(0)
+    mixing = torch.randn(48, 48, generator=draws)
+    patches = torch.randn(4000, 48, generator=draws) @ mixing
+    frames = patches.view(1000, 2, 2, 3, 4, 4).permute(0, 3, 1, 4, 2, 5).reshape(1000, 3, 8, 8)
+    filters = whitening_filters(frames, 4, num_filters)
+    assert filters.shape == (num_filters, 3, 4, 4)
+    answers = torch.nn.functional.conv2d(frames, filters, stride=4).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(answers @ answers.T / 4000, torch.eye(num_filters), atol=1e-2, rtol=0)
+    # What is left out is what differs least.
+    assert num_filters == 48 or torch.equal(filters, whitening_filters(frames, 4, 48)[:num_filters])
+    with pytest.raises(ValueError, match="a patch of 4 px has 48 numbers"):
+        whitening_filters(frames, 4, 49)
+
+
+def test_pointing_asks_where_each_of_two_objects_is(processor):
+    seeds = ShapesQA("nowhere", "train", 20, families="relation").seeds
+    for seed, sample in zip(seeds, training_samples(seeds)):
+        scene, pointing = draw_scene(seed), with_pointing(sample, seed)
+        turns = [turn["value"] for turn in pointing["conversations"]]
+        assert turns[0].startswith("<video>\n")
+        assert not any("<video>" in turn for turn in turns[1:])
+        asked = dict(zip([turn.removeprefix("<video>\n") for turn in turns[::2]], turns[1::2]))
+        original = [turn["value"].removeprefix("<video>\n") for turn in sample["conversations"]]
+        assert asked.pop(original[0]) == original[1]
+        for item in scene.objects:
+            x, y = item.centres[0]
+            expected = f"{('top', 'bottom')[y >= 32]} {('left', 'right')[x >= 32]}"
+            assert asked.pop(f"Where is the {item.colour} object?") == expected
+        assert not asked
+        ids = processor.tokenizer(" ".join(turns).replace("<video>", ""))["input_ids"]
+        assert processor.tokenizer.unk_token_id not in ids
+    single = ShapesQA("nowhere", "train", 1, families="single").seeds
+    assert with_pointing(training_samples(single)[0], single[0]) == training_samples(single)[0]
+
+
+def test_the_training_clips_are_of_the_families_asked_for(tmp_path):
+    own = recipe.Recipe(num_clips=300, num_relation_clips=20)
+    seeds = recipe.clip_seeds(tmp_path, own)
+    assert len(set(seeds)) == len(seeds) == 320
+    assert all(seed in SPLITS["train"] for seed in seeds)
+    scenes = [draw_scene(seed) for seed in seeds]
+    assert [scene.family for scene in scenes[300:]] == ["relation"] * 20
+    assert {scene.family for scene in scenes[:300]} == {"single", "count", "order"}
 
 
 def small_network():
@@ -258,18 +332,20 @@ def test_a_folder_of_another_recipe_is_refused(tmp_path):
         phases.claim(tmp_path, recipe.Recipe(seed=1, distillation_loss="mse"))
 
 
-def test_a_phase_that_was_killed_while_it_saved_is_done_again(tmp_path):
-    config, language, folder = recipe.make_config(recipe.Recipe()), tmp_path / "language", tmp_path / "start"
+def test_a_phase_that_was_killed_while_it_saved_is_done_again(tmp_path, processor, folder, samples):
+    memory = ClipMemory(processor, folder)
+    memory.fill(samples, num_workers=0)
+    config, language, begun = recipe.make_config(recipe.Recipe()), tmp_path / "language", tmp_path / "start"
     VideoPandaForConditionalGeneration(config).save_pretrained(language)
-    config.save_pretrained(folder)  # and then the power failed
-    recipe.start_model(folder, config, 0, language)
-    (folder / "model.safetensors").unlink()
-    assert not list(folder.glob("*.safetensors"))
-    recipe.start_model(folder, config, 0, language)  # complete: left alone
-    assert not list(folder.glob("*.safetensors"))
-    (folder / "complete").unlink()
-    recipe.start_model(folder, config, 0, language)
-    assert VideoPandaForConditionalGeneration.from_pretrained(folder).num_parameters() > 0
+    config.save_pretrained(begun)  # and then the power failed
+    recipe.start_model(begun, config, 0, language, memory)
+    (begun / "model.safetensors").unlink()
+    assert not list(begun.glob("*.safetensors"))
+    recipe.start_model(begun, config, 0, language, memory)  # complete: left alone
+    assert not list(begun.glob("*.safetensors"))
+    (begun / "complete").unlink()
+    recipe.start_model(begun, config, 0, language, memory)
+    assert VideoPandaForConditionalGeneration.from_pretrained(begun).num_parameters() > 0
 
 
 def test_reading_samples_hold_no_video():
