@@ -1,6 +1,6 @@
 """Train the model that comes with the package, the default of `video-panda ask`: python examples/train_default.py FOLDER
 
-The recipe of quickstart.py with a larger language model and more steps: 40 minutes on two cores. Interrupt it, call it again,
+The recipe of quickstart.py with a larger language model and more steps: 20 minutes on two cores. Interrupt it, call it again,
 and it goes on. Choices are made on validation (--split validation); the test split is for the last look.
 """
 
@@ -15,6 +15,8 @@ from shapes.report import ask_in_fresh_process, basic_accuracy, measure, table, 
 
 from video_panda import ShapesQA
 
+# The weights in default_model/ were made before patch embedding and teacher were changed, by 2,400 steps of stage 3; what this
+# recipe makes is better at shape and worse at time (validation, 300 clips: 97.8 % of shape, 74.3 % of direction).
 RECIPE = Recipe(
     num_clips=5000,
     families=("single", "count", "order", "relation"),
