@@ -187,12 +187,14 @@ def _attend(query_MQD, key_MND, value_MND, num_heads: int, scale: float | None =
 
 def _attend_to_few(query_M1D, key_MND, value_MND, num_heads: int, scale: float | None) -> torch.Tensor:
     """The same for one query, as of LSD's many small windows: forward and backward take a quarter of the time."""
-    split = (states.unflatten(-1, (num_heads, -1)) for states in (query_M1D, key_MND, value_MND))
-    query_M1hd, key_MNhd, value_MNhd = split
+    # As the kernel does it: half precision is computed in float32.
+    exact = torch.promote_types(value_MND.dtype, torch.float32)
+    query_M1hd, key_MNhd, value_MNhd = (
+        states.to(exact).unflatten(-1, (num_heads, -1)) for states in (query_M1D, key_MND, value_MND)
+    )
     scale = query_M1hd.shape[-1] ** -0.5 if scale is None else scale
-    # As the kernel does it: scores in float32, whatever the states are.
-    weights_MNh = (query_M1hd.float() * key_MNhd.float()).sum(-1).mul(scale).softmax(dim=1)
-    return (weights_MNh.unsqueeze(-1) * value_MNhd.float()).sum(1, keepdim=True).flatten(2).to(value_MND.dtype)
+    weights_MNh = (query_M1hd * key_MNhd).sum(-1).mul(scale).softmax(dim=1)
+    return (weights_MNh.unsqueeze(-1) * value_MNhd).sum(1, keepdim=True).flatten(2).to(value_MND.dtype)
 
 
 class VideoPandaPooling(GradientCheckpointingLayer):

@@ -441,7 +441,9 @@ def test_the_position_encoding_frame_by_frame_is_the_convolution():
 
 
 @pytest.mark.parametrize("scale", [None, 0.1])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 2e-2)]
+)
 def test_attention_to_few_keys_is_attention(scale, dtype, tolerance):
     """LSD's windows take another way on a CPU than long contexts do: the same outputs and gradients."""
     draws = torch.Generator().manual_seed(0)
