@@ -1,6 +1,6 @@
 """From nothing to a video-language model that answers about clips it has never seen: python examples/quickstart.py
 
-About six minutes on two cores; no download. Makes in FOLDER (default: quickstart):
+Five minutes on two cores; no download. Makes in FOLDER (default: quickstart):
 
     checkpoint/        what one would push to the Hub: weights, code, processor, card with scores
     questions.png      six held-out clips with question, answer and truth

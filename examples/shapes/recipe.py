@@ -77,7 +77,7 @@ class Recipe:
     """
 
     seed: int = 0
-    num_clips: int = 3000
+    num_clips: int = 2600
     families: tuple[str, ...] = ("single", "count", "order")
     num_relation_clips: int = 0
     num_relation_texts: int = 0
@@ -87,9 +87,9 @@ class Recipe:
     text_ratio: int = 2
     visual_width: int = 96
     vision: dict = field(default_factory=dict)
-    language_steps: int = 120
+    language_steps: int = 100
     teacher_steps: int = 190
-    stage_steps: tuple[int, int, int] = (60, 40, 580)
+    stage_steps: tuple[int, int, int] = (50, 30, 580)
     learning_rate: float = 5e-3
     decay_share: float = 0.4
     batch_size: int = 16

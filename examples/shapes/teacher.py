@@ -46,8 +46,9 @@ NUM_ATTRIBUTES = sum(ATTRIBUTES.values()) + 4 * NUM_BINS + len(EVENTS) + NUM_QUA
 NUM_FINE = 2 + NUM_QUARTERS
 CELLS_PER_TOKEN = 2  # along a side
 # In the cosine each attribute weighs the square of this: what is hard to see counts more than what is seen at once.
-WEIGHTS = {"shape": 4.0, "direction": 5.0, "texture": 2.0, "background": 0.7}
-EVENT_WEIGHT, PAST_WEIGHT, QUARTER_WEIGHT = 3.0, 3.0, 1.0
+WEIGHTS = {"shape": 6.0, "direction": 5.0, "texture": 2.0, "background": 0.7}
+EVENT_WEIGHTS = {"flickers": 3.0, "has_jumped": 3.0, "comes": 8.0, "goes": 8.0}
+PAST_WEIGHT, QUARTER_WEIGHT = 3.0, 1.0
 FEATURE_WIDTH = 112  # attributes, row, column and frame; a multiple of the alignment head's eight heads
 WINDOW = 4  # frames of a clip that the network is trained on at once: more clips a second than with all eight
 
@@ -145,7 +146,7 @@ class ShapesTeacherModel(PreTrainedModel):
         weights += (
             [1.0] * 2 * NUM_BINS
             + [PAST_WEIGHT] * 2 * NUM_BINS
-            + [EVENT_WEIGHT] * len(EVENTS)
+            + [EVENT_WEIGHTS[name] for name in EVENTS]
             + [QUARTER_WEIGHT] * NUM_QUARTERS
         )
         self.register_buffer("weights", torch.tensor(weights))
