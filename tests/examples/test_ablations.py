@@ -108,3 +108,14 @@ def test_the_ablations_in_miniature_go_on_where_they_were(tmp_path):
     assert list(results) == [ablations.BASE, "half resolution", "without <row>", "no distillation"]
     assert (tmp_path / "ablations.svg").stat().st_size > 1000
     assert "half resolution" in (tmp_path / "ablations.md").read_text()
+
+
+def test_the_page_in_the_docs_says_what_was_measured(tmp_path):
+    """Its tables are those of the recorded runs: nobody has corrected a figure by hand."""
+    root = EXAMPLES.parent
+    results = json.loads((root / "benchmarks" / "results" / "ablations.json").read_text())
+    rows = {name: list(runs.values()) for name, runs in results.items()}
+    assert {len(runs) for runs in rows.values()} == {3}
+    assert set(rows) == set(ablations.VARIANTS)
+    report.write_report(tmp_path / "report.md", rows, ablations.VARIANTS, ablations.BASE)
+    assert (tmp_path / "report.md").read_text() in (root / "docs" / "ablations.md").read_text()
