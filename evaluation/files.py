@@ -1,8 +1,13 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and files that grow line by line."""
 
+import json
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 
 def write_whole(path: str | os.PathLike, content: bytes | str, is_synced: bool = True) -> None:
@@ -28,3 +33,79 @@ def write_whole(path: str | os.PathLike, content: bytes | str, is_synced: bool =
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def lock(folder: str | os.PathLike) -> Iterator[None]:
+    """Keep a folder to oneself; the lock of a process that was killed is gone with it.
+
+    Raises:
+        ValueError: another has it.
+    """
+    held = FileLock(Path(folder, ".lock"))
+    try:
+        held.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(f"{folder} is in use by another process; wait for it or choose another folder") from error
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def append_synced(path: str | os.PathLike, text: str) -> None:
+    """Add text to the end of a file, and wait until the disk has it; killed in between, a first part may be there.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with open(path, "ab") as file:
+        file.write(text.encode("utf-8"))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_object(path: str | os.PathLike) -> dict:
+    """The JSON object in a file.
+
+    Raises:
+        ValueError: it holds none; the file is named.
+        OSError: it cannot be read.
+    """
+    return parse_object(Path(path).read_bytes(), path)
+
+
+def read_objects(path: str | os.PathLike, is_mended: bool = True) -> Iterator[tuple[int, dict]]:
+    """The JSON objects of a file that is appended to, with the number of their line; none if there is no file.
+
+    Args:
+        path: the file, one object a line.
+        is_mended: whether to take away a last line that was cut off, so that appending goes on with a new one.
+
+    Raises:
+        ValueError: another line holds none; file and line are named.
+    """
+    path = Path(path)
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if is_mended and whole != content:
+        os.truncate(path, len(whole))
+    for number, line in enumerate(whole.splitlines(), start=1):
+        yield number, parse_object(line, f"{path}, line {number}")
+
+
+def parse_object(content: bytes, place: str | os.PathLike) -> dict:
+    """The JSON object that was written before.
+
+    Raises:
+        ValueError: it is none; the place is named.
+    """
+    try:
+        parsed = json.loads(content)
+    except ValueError as error:
+        raise ValueError(f"{place}: not JSON ({error}); correct or delete it, or choose another folder") from error
+    if not isinstance(parsed, dict):
+        raise ValueError(f"{place}: expected a JSON object, got {type(parsed).__name__}")
+    return parsed

@@ -1,28 +1,29 @@
-"""Asks a model the questions of a benchmark, in batches, and counts the right answers.
+"""Asks a model the questions of a benchmark, in batches, and counts the right answers; see `run_folder` for its files."""
 
-A run has a folder. Each answer is written there as soon as it is known, so that an interrupted run goes on where it was:
-
-    run.json         what is measured: the model, the benchmark, the options; another run is refused the folder
-    answers.jsonl    one line a question: id, question, true answer, answer
-    scores.json      counts, accuracies and intervals by kind of question
-    scores.md        the same as a table
-"""
-
+import datetime
 import hashlib
-import json
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
+import transformers
+from accelerate import PartialState
 from tqdm import tqdm
 
-from .benchmark import Benchmark, Question, ScoreTable
-from .files import write_whole
+from ..version import __version__
+from ..weights import weights_digest
+from .asking import Asker
+from .benchmark import Benchmark
+from .judging import JudgeTable, judge_run
+from .questions import Question
+from .run_folder import RunFolder
+from .scores import ScoreTable
+from .unreadable import Unreadable
 
-RUN_FILE, ANSWERS_FILE, SCORES_FILE, TABLE_FILE = "run.json", "answers.jsonl", "scores.json", "scores.md"
 DIGEST_NAME = "model_digest"
+PROMPT = "{question}"
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,22 @@ class Evaluation:
 
     Attributes:
         scores: by kind of question.
-        questions, answers: in the benchmark's order, one answer a question.
+        questions, answers: in the benchmark's order, one answer a question; None where the clip could not be read.
         settings: what was measured; see `run.json`.
+        judged: what the judge found, if there was one.
+        is_first_process: of several, the one that reports.
     """
 
     scores: ScoreTable
     questions: list[Question]
-    answers: list[str]
+    answers: list[str | None]
     settings: dict
+    judged: JudgeTable | None = None
+    is_first_process: bool = True
+
+    def __str__(self) -> str:
+        tables = [self.scores] if self.judged is None else [self.scores, self.judged]
+        return "\n\n".join(table.to_markdown() for table in tables)
 
 
 def evaluate(
@@ -51,10 +60,16 @@ def evaluate(
     max_new_tokens: int = 32,
     num_frames: int | None = None,
     repeat_frame: int | None = None,
+    prompt: str = PROMPT,
+    max_unreadable_share: float = 0.0,
+    retry_unreadable: bool = False,
+    judge=None,
     model_name: str | None = None,
     show_progress: bool | None = None,
 ) -> Evaluation:
     """Ask the model each question of a benchmark, one conversation a question, decoded greedily.
+
+    Started by `accelerate launch`, the processes share the questions; each needs a model of its own.
 
     Args:
         model: `VideoPandaForConditionalGeneration`; it answers in eval mode and is left in the mode it was in.
@@ -66,188 +81,173 @@ def evaluate(
         num_frames: frames of a video to look at; default: the processor's own.
         repeat_frame: show this one frame of the file again and again instead, counted from 0: what a model then still
             knows about time, it guessed. Does not go with `num_frames`.
+        prompt: the words around a question, with `{question}` in its place.
+        max_unreadable_share: of questions whose clips may be missing or unreadable, 0 to 1. They are left out of the
+            scores, and counted; more of them stop the run.
+        retry_unreadable: ask again where a clip could not be read in an earlier run.
+        judge: asked about each answer when all are there; see `judge_run`. Needs `output_dir`.
         model_name: how `run.json` calls it; default: where it was loaded from.
         show_progress: whether to show a bar; None: on a terminal.
 
     Returns:
-        Scores and answers.
+        Scores and answers, the same in each process; what the judge says in the first one only.
 
     Raises:
-        ValueError: a bad option, a folder of another run, or a clip that cannot be read (its file is named).
-        OSError: a clip is missing, or the folder cannot be written to.
+        ValueError: a bad option, a folder of another run, or too many clips that cannot be read (they are named).
+        OSError: the folder cannot be written to.
     """
-    for name, value, least in (("batch_size", batch_size, 1), ("max_new_tokens", max_new_tokens, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"`{name}` must be a whole number of at least {least}, got {value!r}")
-    if repeat_frame is not None and num_frames is not None:
-        raise ValueError("`repeat_frame` shows one frame, as often as the processor takes frames; give no `num_frames`")
+    _check_options(batch_size, max_new_tokens, num_frames, repeat_frame, prompt)
+    processes = _Processes()
+    if output_dir is None and (judge is not None or processes.count > 1):
+        raise ValueError("a judge, and several processes, need a folder: give an `output_dir`")
     frames = {"num_frames": num_frames}
     if repeat_frame is not None:
         frames = {"frame_indices": [repeat_frame] * processor.video_processor.num_frames}
+    unreadable = Unreadable(benchmark, max_unreadable_share)
+    options = {"max_new_tokens": max_new_tokens, **frames, **({} if prompt == PROMPT else {"prompt": prompt})}
+    settings = _settings(model, model_name, benchmark, options, processes.count)
+    with processes.main_first():
+        folder = RunFolder(output_dir, settings, processes.rank)
+    processes.wait()  # or one would write answers before another has read which there are
+    try:
+        if retry_unreadable:
+            folder.forget_unreadable()
+        asker = Asker(model, processor, benchmark, max_new_tokens, frames, prompt)
+        batches = _unanswered_batches(unreadable.asked, folder, batch_size)
+        _ask(asker, batches[processes.rank :: processes.count], folder, unreadable, processes, show_progress)
+        processes.wait()
+        if processes.rank == 0:
+            folder.gather(unreadable.asked)
+        processes.wait()
+        if processes.rank:
+            folder.read_answers()
+        unreadable.check(folder.answers)
+        scores = _score(benchmark, folder)
+        is_judging = judge is not None and processes.rank == 0
+        judged = judge_run(folder.path, benchmark, judge, show_progress=show_progress) if is_judging else None
+    finally:
+        folder.close()
     questions = list(benchmark.questions)
-    settings = {
+    answers = [folder.text_of(question) for question in questions]
+    return Evaluation(scores, questions, answers, folder.settings, judged, processes.rank == 0)
+
+
+def _check_options(batch_size, max_new_tokens, num_frames, repeat_frame, prompt) -> None:
+    for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}")
+    if repeat_frame is not None and num_frames is not None:
+        raise ValueError("`repeat_frame` shows one frame, as often as the processor takes frames; give no `num_frames`")
+    if "{question}" not in prompt:
+        raise ValueError(f"`prompt` must have {{question}} in the place of the question, got {prompt!r}")
+
+
+def _unanswered_batches(questions: Sequence[Question], folder: RunFolder, batch_size: int) -> list[Sequence[Question]]:
+    """The batches with a question that is not answered.
+
+    They are cut from all questions, and asked anew as a whole: padding moves the last bits of the numbers, and a run that was
+    killed must end as it would have.
+    """
+    batches = [questions[start : start + batch_size] for start in range(0, len(questions), batch_size)]
+    return [batch for batch in batches if any(question.id not in folder.answers for question in batch)]
+
+
+def _ask(
+    asker: Asker,
+    batches: Sequence[Sequence[Question]],
+    folder: RunFolder,
+    unreadable: Unreadable,
+    processes: "_Processes",
+    show_progress: bool | None,
+) -> None:
+    """Answer the batches of this process."""
+    model = asker.model
+    was_training = model.training
+    disable = True if processes.rank else None if show_progress is None else not show_progress
+    label = "questions" if processes.count == 1 else f"questions (1 of {processes.count} processes)"
+    model.eval()
+    try:
+        with tqdm(total=sum(map(len, batches)), desc=label, unit="question", disable=disable, leave=False) as bar:
+            for batch, answers in asker.ask_all(batches):
+                folder.add(batch, answers)
+                bar.update(len(batch))
+                if any(answer.error for answer in answers):
+                    unreadable.check(folder.answers)
+    finally:
+        model.train(was_training)
+
+
+def _score(benchmark: Benchmark, folder: RunFolder) -> ScoreTable:
+    """Scores of what was answered, written down."""
+    kept = [question for question in benchmark.questions if folder.text_of(question) is not None]
+    texts = [folder.text_of(question) for question in kept]
+    scores = benchmark.score(kept, texts, len(benchmark.questions) - len(kept))
+    if folder.rank == 0:
+        folder.write_scores(scores)
+    return scores
+
+
+def _settings(model, model_name: str | None, benchmark: Benchmark, options: dict, num_processes: int) -> dict:
+    """What makes a run another one, and what is good to know about it."""
+    questions = list(benchmark.questions)
+    return {
         "model": model_name or model.config._name_or_path or type(model).__name__,
         DIGEST_NAME: weights_digest(model),
         "benchmark": benchmark.name,
-        "questions_digest": _digest(repr(questions).encode()),
+        "questions_digest": hashlib.sha256(repr(questions).encode()).hexdigest(),
         "num_questions": len(questions),
-        "max_new_tokens": max_new_tokens,
-        **frames,
+        **options,
+        "about": {**_about(model, benchmark), "num_processes": num_processes},
     }
-    record = _Record(output_dir, settings)
-    missing = [question for question in questions if question.id not in record.answers]
-    asker = _Asker(model, processor, benchmark, max_new_tokens, frames)
-    was_training, disable = model.training, None if show_progress is None else not show_progress
-    model.eval()
-    try:
-        with tqdm(total=len(missing), desc="questions", unit="question", disable=disable, leave=False) as bar:
-            for start in range(0, len(missing), batch_size):
-                batch = missing[start : start + batch_size]
-                record.add(batch, asker.ask(batch))
-                bar.update(len(batch))
-    finally:
-        model.train(was_training)
-    answers = [record.answers[question.id] for question in questions]
-    scores = benchmark.score(questions, answers)
-    record.write_scores(scores)
-    return Evaluation(scores, questions, answers, settings)
 
 
-class _Asker:
-    """Answers batches of questions; the frames of the clips of a batch are decoded once each."""
-
-    def __init__(self, model, processor, benchmark: Benchmark, max_new_tokens: int, frames: dict):
-        self.model, self.processor, self.benchmark = model, processor, benchmark
-        self.max_new_tokens = max_new_tokens
-        self.frames = {name: value for name, value in frames.items() if value is not None}
-        self._last: tuple[str, torch.Tensor] | None = None
-
-    def ask(self, questions: Sequence[Question]) -> list[str]:
-        """One answer a question, white space around it removed."""
-        chats = []
-        for question in questions:
-            video = {"type": "video", "video": self._decode(question)}
-            chats.append([{"role": "user", "content": [video, {"type": "text", "text": question.question}]}])
-        inputs = self.processor.apply_chat_template(
-            chats,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            # The frames are chosen already, and their channels are where the decoders put them.
-            processor_kwargs={
-                "padding": True,
-                "return_tensors": "pt",
-                "videos_kwargs": {"do_sample_frames": False, "input_data_format": "channels_last"},
-            },
-        )
-        output = self.model.generate(
-            **inputs.to(self.model.device), do_sample=False, max_new_tokens=self.max_new_tokens
-        )
-        new_tokens = output[:, inputs["input_ids"].shape[1] :]
-        return [text.strip() for text in self.processor.batch_decode(new_tokens, skip_special_tokens=True)]
-
-    def _decode(self, question: Question) -> torch.Tensor:
-        """uint8 (T, H, W, 3); the clip of the question before is remembered."""
-        if self._last is None or self._last[0] != question.video:
-            path = self.benchmark.video_path(question)
-            video_processor = self.processor.video_processor
-            frames, _ = video_processor.fetch_videos(path, lambda metadata: self._choose(video_processor, metadata))
-            self._last = question.video, frames
-        return self._last[1]
-
-    def _choose(self, video_processor, metadata):
-        return video_processor.sample_frames(metadata, **self.frames)
+def _about(model, benchmark: Benchmark) -> dict:
+    """What a reader of the scores wants to know about the run, and what does not make it another one."""
+    base = getattr(model, "model", model)
+    visual = [part for part in (getattr(base, "stab", None), getattr(base, "projector", None)) if part is not None]
+    device = model.device
+    return {
+        "date": datetime.date.today().isoformat(),
+        "dataset_name": benchmark.title,
+        "split": benchmark.split,
+        "num_questions_full": benchmark.num_questions_full,
+        "num_parameters": sum(tensor.numel() for tensor in model.parameters()),
+        "num_visual_parameters": sum(tensor.numel() for part in visual for tensor in part.parameters()),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "package_version": __version__,
+        "torch_version": torch.__version__,
+        "transformers_version": transformers.__version__,
+    }
 
 
-class _Record:
-    """The files of a run, or none."""
+class _Processes:
+    """This process among those that share the work."""
 
-    def __init__(self, output_dir: str | os.PathLike | None, settings: dict):
-        self.folder = None if output_dir is None else Path(output_dir)
-        self.answers: dict[str, str] = {}
-        if self.folder is None:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        run_file = self.folder / RUN_FILE
-        if run_file.exists():
-            self._check_run(run_file, settings)
-            self._read_answers(self.folder / ANSWERS_FILE)
-        else:
-            write_whole(run_file, json.dumps(settings, indent=2))
+    def __init__(self):
+        # Only where there are several: accelerate's state is one for the whole program, and a trainer that is made later
+        # would find its device chosen already.
+        is_shared = torch.distributed.is_initialized() or int(os.environ.get("WORLD_SIZE", 1)) > 1
+        # A process may have to wait for another's longest batches, and for the judge.
+        patience = datetime.timedelta(days=7)
+        # Unless it is told that this is a CPU, accelerate takes each process for the only one.
+        cpu = not torch.cuda.is_available()
+        self._state = PartialState(cpu=cpu, timeout=patience) if is_shared else None
+        self.rank = self._state.process_index if is_shared else 0
+        self.count = self._state.num_processes if is_shared else 1
 
-    @staticmethod
-    def _check_run(run_file: Path, settings: dict) -> None:
-        found = _parse(run_file.read_bytes(), run_file)
-        names = sorted(set(found) | set(settings))
-        # Where the same weights lie does not matter.
-        other = [name for name in names if name != "model" and found.get(name) != settings.get(name)]
-        if other:
-            name = other[0]
-            raise ValueError(
-                f"{run_file.parent} holds another run: its {name} is {found.get(name)!r}, this one's is "
-                f"{settings.get(name)!r}; choose another folder, or delete that one"
-            )
+    def main_first(self):
+        """A context that the first process leaves before the others enter it."""
+        return nullcontext() if self._state is None else self._state.main_process_first()
 
-    def _read_answers(self, path: Path) -> None:
-        """What was answered before; a last line that was cut off is taken away."""
-        if not path.exists():
-            return
-        content = path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if whole != content:
-            os.truncate(path, len(whole))
-        for number, line in enumerate(whole.splitlines(), start=1):
-            answered = _parse(line, f"{path}, line {number}")
-            if not {"id", "answer"} <= set(answered):
-                raise ValueError(f"{path}, line {number}: expected `id` and `answer`, got {list(answered)}")
-            self.answers[answered["id"]] = answered["answer"]
-
-    def add(self, questions: Sequence[Question], answers: Sequence[str]) -> None:
-        """Remember and write answers."""
-        lines = []
-        for question, answer in zip(questions, answers, strict=True):
-            self.answers[question.id] = answer
-            line = {"id": question.id, "kind": question.kind, "video": question.video, "question": question.question}
-            lines.append(json.dumps({**line, "truth": question.answer, "answer": answer}, ensure_ascii=False) + "\n")
-        if self.folder is not None:
-            with open(self.folder / ANSWERS_FILE, "a", encoding="utf-8") as file:
-                file.writelines(lines)
-
-    def write_scores(self, scores: ScoreTable) -> None:
-        """`scores.json` and `scores.md`, each replaced as a whole."""
-        if self.folder is not None:
-            write_whole(self.folder / SCORES_FILE, json.dumps(scores.to_dict(), indent=2))
-            write_whole(self.folder / TABLE_FILE, scores.to_markdown() + "\n")
+    def wait(self) -> None:
+        """Until all have come here."""
+        if self._state is not None:
+            self._state.wait_for_everyone()
 
 
-def weights_digest(model: torch.nn.Module) -> str:
-    """SHA-256 over names, dtypes and values of a model's weights: the same wherever they lie.
-
-    Of each tensor at most 4096 numbers, evenly spread, are read: it tells trainings apart, not single numbers.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        flat = tensor.detach().reshape(-1)
-        flat = flat[:: max(1, flat.numel() // 4096)].cpu().contiguous()
-        digest.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
-    return digest.hexdigest()
-
-
-def _parse(content: bytes, place: str | os.PathLike) -> dict:
-    """The JSON object that a run wrote before.
-
-    Raises:
-        ValueError: it is none; the place is named.
-    """
-    try:
-        parsed = json.loads(content)
-    except ValueError as error:
-        raise ValueError(f"{place}: not JSON ({error}); correct or delete it, or choose another folder") from error
-    if not isinstance(parsed, dict):
-        raise ValueError(f"{place}: expected a JSON object, got {type(parsed).__name__}")
-    return parsed
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def own_device() -> str | None:
+    """Where this process of several puts its model; None: there is one process, which may choose."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return None
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"

@@ -19,9 +19,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .benchmark import Benchmark, Question, ScoreTable, shuffled_labels
-from .benchmark import score as score_answers
+from .benchmark import Benchmark
 from .files import write_whole
+from .questions import Question, shuffled_labels
+from .scores import ScoreTable
+from .scores import score as score_answers
 from .shapes_questions import BASIC_KINDS, CHANCE, KINDS, TIME_KINDS, ask_about, describe_scene
 from .shapes_render import RENDERER_VERSION, write_clip
 from .shapes_scenes import FAMILIES, draw_family, draw_scene
@@ -160,7 +162,7 @@ class ShapesQA(Benchmark):
         ValueError: an unknown kind, or as `split_seeds`.
     """
 
-    name = "shapes-qa"
+    name, title = "shapes-qa", "ShapesQA"
     kinds = KINDS
     time_kinds, basic_kinds = TIME_KINDS, BASIC_KINDS
     chance = CHANCE

@@ -1,16 +1,16 @@
 """Asking a model the questions of a benchmark: batches, files, resuming, and what cannot cheat."""
 
-import json
-from collections import Counter
-
 import pytest
 import torch
 from tiny import tiny_config, tiny_model, tiny_processor
 
 from video_panda import ShapesQA, evaluate
 from video_panda.evaluation import runner
-from video_panda.evaluation.benchmark import Benchmark, shuffled_labels
+from video_panda.evaluation.asking import Asker
+from video_panda.evaluation.benchmark import Benchmark
 from video_panda.evaluation.benchmarks import BENCHMARKS, find_benchmark, open_benchmark
+from video_panda.evaluation.questions import shuffled_labels
+from video_panda.evaluation.run_folder import Answer
 from video_panda.evaluation.shapes_questions import TIME_KINDS
 
 NUM_CLIPS = 4
@@ -67,36 +67,54 @@ class Interrupted(Exception):
     pass
 
 
-def test_an_interrupted_run_goes_on_where_it_was(model, shapes, processor, tmp_path, monkeypatch):
-    whole = run(model, shapes, processor, output_dir=tmp_path / "whole")
-    asked = []
-    original = runner._Asker.ask
+def kept(folder):
+    """What of a folder must not depend on how often the run was interrupted."""
+    return {name: (folder / name).read_bytes() for name in ("answers.jsonl", "scores.json", "scores.md")}
 
-    def ask(self, questions):
+
+def test_an_interrupted_run_goes_on_where_it_was(model, shapes, processor, tmp_path, monkeypatch):
+    run(model, shapes, processor, output_dir=tmp_path / "whole")
+    asked = []
+    original = Asker._generate
+
+    def generate(self, inputs):
         if len(asked) == 2:
             raise Interrupted
-        asked.append([question.id for question in questions])
-        return original(self, questions)
+        asked.append(len(inputs["input_ids"]))
+        return original(self, inputs)
 
-    monkeypatch.setattr(runner._Asker, "ask", ask)
+    monkeypatch.setattr(Asker, "_generate", generate)
     with pytest.raises(Interrupted):
         run(model, shapes, processor, output_dir=tmp_path / "part")
     assert not (tmp_path / "part" / "scores.json").exists()
     answers_file = tmp_path / "part" / "answers.jsonl"
-    with open(answers_file, "a") as file:
-        file.write('{"id": "cut o')
-    before = [identifier for batch in asked for identifier in batch]
-    second = []
+    lines = answers_file.read_text().splitlines(keepends=True)
+    assert len(lines) == sum(asked) == 8
+    # The signal came within a write: a batch is there in part, and its last line is cut off.
+    (tmp_path / "part" / "answers.jsonl").write_text("".join(lines[:-1]) + '{"id": "cut o')
+    asked.clear()
     monkeypatch.setattr(
-        runner._Asker, "ask", lambda self, own: (second.extend(q.id for q in own), original(self, own))[1]
+        Asker, "_generate", lambda self, own: (asked.append(len(own["input_ids"])), original(self, own))[1]
     )
-    resumed = run(model, shapes, processor, output_dir=tmp_path / "part")
-    assert resumed.answers == whole.answers
-    assert Counter(before + second) == Counter(question.id for question in shapes.questions)
-    lines = [json.loads(line) for line in answers_file.read_text().splitlines()]
-    assert [line["answer"] for line in lines] == whole.answers
-    for name in ("scores.json", "scores.md"):
-        assert (tmp_path / "part" / name).read_text() == (tmp_path / "whole" / name).read_text()
+    run(model, shapes, processor, output_dir=tmp_path / "part")
+    assert sum(asked) == len(shapes.questions) - 4, "only the batch that was cut off may be asked again"
+    assert kept(tmp_path / "part") == kept(tmp_path / "whole")
+
+
+def test_batches_of_a_resumed_run_are_those_of_a_whole_one(model, shapes, processor, tmp_path, monkeypatch):
+    """Padding moves the last bits: an answer that hangs on one must not depend on where a run was interrupted."""
+    run(model, shapes, processor, output_dir=tmp_path)
+    lines = (tmp_path / "answers.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "answers.jsonl").write_text("".join(lines[:6] + lines[8:]))
+    batches = []
+    original = Asker.make_inputs
+    monkeypatch.setattr(
+        Asker,
+        "make_inputs",
+        lambda self, own, frames: (batches.append([q.id for q in own]), original(self, own, frames))[1],
+    )
+    run(model, shapes, processor, output_dir=tmp_path)
+    assert batches == [[question.id for question in shapes.questions[4:8]]]
 
 
 def test_a_folder_of_another_run_is_refused(model, shapes, processor, tmp_path):
@@ -130,18 +148,19 @@ def test_one_repeated_frame_is_all_that_the_model_sees(model, shapes, processor,
 class AnswersFrom:
     """Gives fixed answers in the place of a model's."""
 
-    def __init__(self, answers):
-        self.answers = answers
+    def __init__(self, model, answers):
+        self.model, self.answers = model, answers
 
-    def ask(self, questions):
-        return [self.answers[question.id] for question in questions]
+    def ask_all(self, batches):
+        for batch in batches:
+            yield batch, [Answer(self.answers[question.id]) for question in batch]
 
 
 def test_shuffled_labels_give_chance(model, processor, tmp_path, monkeypatch):
     """Perfect answers, scored against labels that were dealt out anew, are right as often as guesses."""
     benchmark = ShapesQA(tmp_path, "validation", 1500)
     truth = {question.id: question.answer for question in benchmark.questions}
-    monkeypatch.setattr(runner, "_Asker", lambda *args: AnswersFrom(truth))
+    monkeypatch.setattr(runner, "Asker", lambda *args: AnswersFrom(model, truth))
     assert evaluate(model, benchmark, processor).scores.total.accuracy == 1
 
     class Shuffled(ShapesQA):
@@ -200,5 +219,5 @@ def test_benchmarks_are_found_by_name(tmp_path):
     assert all(issubclass(find_benchmark(name), Benchmark) for name in names)
     assert open_benchmark("shapes-qa", tmp_path, "validation", 3).seeds == ShapesQA(tmp_path, "validation", 3).seeds
     assert open_benchmark("shapes-qa", tmp_path).split == "test"
-    with pytest.raises(ValueError, match="benchmark is 'shapes', expected one of shapes-qa"):
+    with pytest.raises(ValueError, match="benchmark is 'shapes', expected one of shapes-qa, msvd-qa"):
         open_benchmark("shapes", tmp_path)

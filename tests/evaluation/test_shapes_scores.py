@@ -8,7 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from video_panda.evaluation.benchmark import Question, normalise_answer, score, shuffled_labels, wilson_interval
+from video_panda.evaluation.intervals import wilson_interval
+from video_panda.evaluation.questions import Question, shuffled_labels
+from video_panda.evaluation.scores import score
+from video_panda.evaluation.text_scores import normalise_answer
 
 
 def question(number: int, kind: str = "colour", answer: str = "red") -> Question:
@@ -32,7 +35,7 @@ def test_a_table_by_hand():
         table["shape"]
     assert json.loads(json.dumps(table.to_dict()))["total"]["num_correct"] == 3
     lines = str(table).splitlines()
-    assert lines[2] == "| colour | 4 | 2 | 50.0 | 15.0 to 85.0 | 50.0 |"
+    assert lines[2] == "| colour | 4 | 2 | 50.0 | 15.0 to 85.0 | 50.0 | 50.0 | 50.0 |"
     assert len(lines) == 5
 
 
