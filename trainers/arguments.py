@@ -162,6 +162,10 @@ class VideoPandaTrainingArguments(TrainingArguments):
             # The logits of the placeholders are the dtype's minimum: smoothing over them gives an infinite loss.
             raise ValueError(f"label_smoothing_factor must be 0 for Video-Panda, got {self.label_smoothing_factor}")
 
+    def __getstate__(self):
+        # Pickled beside every checkpoint, and pushed with it: the token must not be.
+        return {**self.__dict__, "hub_token": None}
+
     def _split_global_batch(self) -> None:
         # Before transformers' own checks, which hand the number of steps to DeepSpeed; it knows the processes only after.
         num_processes = int(os.environ.get("WORLD_SIZE", 1))

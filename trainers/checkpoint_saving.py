@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from accelerate.utils import broadcast_object_list, gather_object
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .alignment_head import ALIGNMENT_HEAD_FILE, load_alignment_head, save_alignment_head
@@ -28,6 +29,7 @@ from .checkpoints import (
 )
 from .distillation import HEAD_NAME, find_core
 from .run_identity import RunIdentity, check_output_folder, check_same_run, read_identity, write_identity
+from .training_facts import TRAINING_FILE, training_facts, write_training_facts
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +43,7 @@ class CheckpointSaving:
     identity: RunIdentity
     _staging: Path | None = None  # where the checkpoint is written that is being saved
     _gathered_head: dict | None = None  # the head's weights, where an engine had them spread over the processes
+    _is_pushing = False  # the model that has been trained, not a checkpoint
 
     # Resuming -------------------------------------------------------------------------------------------------------
 
@@ -226,15 +229,71 @@ class CheckpointSaving:
             state_dict = {key: value for key, value in state_dict.items() if not key.startswith(prefix)}
         with self.without_head(), _unsharded_class(self.model):
             super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            write_training_facts(folder, self)
+            if self._is_pushing:  # a pickle, with the token for the Hub in it if one was given
+                Path(folder, TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def _push_from_checkpoint(self, checkpoint_folder):
         # Overridden: pushed when the checkpoint stands at its place, and with the code that its config.json names.
         if self._staging is not None:
             return
         if self.is_world_process_zero():
-            for file in Path(checkpoint_folder).glob("*.py"):
-                shutil.copy(file, self.args.output_dir)
+            for pattern in ("*.py", TRAINING_FILE):
+                for file in Path(checkpoint_folder).glob(pattern):
+                    shutil.copy(file, self.args.output_dir)
         super()._push_from_checkpoint(checkpoint_folder)
+
+    def push_to_hub(self, *args, **kwargs):
+        """As in transformers, with a card that says how the model was trained, and without the pickled arguments."""
+        self._is_pushing = True
+        try:
+            return super().push_to_hub(*args, **kwargs)
+        finally:
+            self._is_pushing = False
+
+    def create_model_card(
+        self,
+        language: str | list[str] | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+    ) -> None:
+        """Write `README.md` into `output_dir`; a card that somebody wrote there is kept.
+
+        Args:
+            language, license, tags: of the card's metadata.
+            model_name: the title; default: the folder's name.
+            finetuned_from: the base model's id on the Hub; default: as recorded.
+            dataset_tags: ids of data sets on the Hub; default: as recorded.
+            tasks, dataset, dataset_args: for a LoRA adapter's card only, which is that of transformers.
+        """
+        if not self.is_world_process_zero():
+            return
+        if hasattr(self.model, "peft_config"):
+            rest = {"tasks": tasks, "dataset_tags": dataset_tags, "dataset": dataset, "dataset_args": dataset_args}
+            super().create_model_card(language, license, tags, model_name, finetuned_from, **rest)
+            return
+        from ..hub.card import write_model_card  # the one thing that training takes from there
+
+        write_model_card(
+            self.args.output_dir,
+            name=model_name or Path(self.args.output_dir).absolute().name,
+            repo_id=self.hub_model_id,
+            config=self.core_config,
+            training=training_facts(self),
+            language=language,
+            license=license,
+            tags=[tags] if isinstance(tags, str) else tags or (),
+            base_model=finetuned_from,
+            datasets=dataset_tags,
+        )
 
 
 @contextlib.contextmanager

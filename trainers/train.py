@@ -26,6 +26,7 @@ from .skipped import TooManySkippedError
 from .stages import find_stage
 from .train_config import AUTO, NONE, DataArguments, TrainConfig, read_config
 from .trainer import VideoPandaTrainer, find_alignment_head
+from .training_facts import name_data
 
 USAGE = """usage: python -m video_panda.trainers.train CONFIG.yaml [--field value ...]
 
@@ -66,6 +67,7 @@ def train(config: str | Path, overrides: Sequence[str] = ()) -> VideoPandaTraine
         processing_class=VideoPandaProcessor.from_pretrained(source, **_pinned(run)),
         alignment_head=head,
     )
+    trainer.data_names = name_data(run.data.train_file or run.data.dataset)
     try:
         result = trainer.train(resume_from_checkpoint=run.resume_from_checkpoint)
     except TooManySkippedError:

@@ -25,6 +25,7 @@ from .sampling import ModalityLengthSampler, describe_samples, random_subset
 from .skipped import SkippedSamples
 from .teacher_cache import TeacherCache
 from .teachers import Teacher, load_teacher, valid_cells
+from .training_facts import name_data, read_origin
 
 # Private methods of transformers' Trainer that this one or `CheckpointSaving` overrides.
 OVERRIDDEN = (
@@ -86,6 +87,7 @@ class VideoPandaTrainer(CheckpointSaving, Trainer):
         _check_arguments(args, self.arguments_class, type(self).__name__)
         self._check_model(model, processing_class, data_collator)
         self.core_config = find_core(model).config
+        self.origin, self.data_names = read_origin(model), name_data(train_dataset)
         self.teacher, self.teacher_cache = self._prepare_teacher(args, teacher)
         self.losses: TrainingLosses | None = None
         self.alignment_head = None if self.teacher is None else self._make_head(args, alignment_head)

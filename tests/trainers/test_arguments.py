@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import pickle
 
 import pytest
 from hypothesis import given
@@ -122,3 +123,10 @@ def test_bad_values_are_refused_by_name(tmp_path, name, value):
 def test_copy_keeps_the_values(tmp_path):
     args = InstructionTuningArguments(output_dir=str(tmp_path), global_batch_size=16)
     assert dataclasses.replace(args).gradient_accumulation_steps == args.gradient_accumulation_steps == 2
+
+
+def test_the_token_is_not_pickled_beside_checkpoints(tmp_path):
+    args = InstructionTuningArguments(output_dir=str(tmp_path), hub_token="hf_secret")
+    assert b"hf_secret" not in pickle.dumps(args)
+    assert args.hub_token == "hf_secret"
+    assert pickle.loads(pickle.dumps(args)).global_batch_size == args.global_batch_size
