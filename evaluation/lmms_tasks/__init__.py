@@ -1,0 +1,1 @@
+"""Tasks that lmms-eval lacks. This folder is what its `--include_path` takes."""
