@@ -22,6 +22,8 @@ _MODULE_OF_NAME = {
     "VideoDecodeError": "processing.video_decoding_video_panda",
     "convert_checkpoint": "hub.convert",
     "write_model_card": "hub.card",
+    "check_folder": "hub.check_folder",
+    "push_checkpoint": "hub.push",
     **dict.fromkeys(
         (
             "VideoPandaTrainingArguments",
@@ -46,6 +48,11 @@ _MODULE_OF_NAME = {
     "cell_labels": "evaluation.shapes_render",
     "draw_scene": "evaluation.shapes_scenes",
     "evaluate": "evaluation.runner",
+    **dict.fromkeys(("MSVDQA", "MSRVTTQA", "TGIFQA", "ActivityNetQA"), "evaluation.zero_shot_qa"),
+    "VideoChatGPTBenchmark": "evaluation.video_chatgpt",
+    "judge_run": "evaluation.judging",
+    **dict.fromkeys(("OpenAIJudge", "TransformersJudge"), "evaluation.judges"),
+    "write_report": "evaluation.report",
     "ask": "cli",
     "info": "cli",
 }

@@ -22,6 +22,11 @@ DEFAULT_MODEL_NOTE = (
     "no --model given: using the demonstration model of the package, which knows synthetic shapes only; "
     "name a real checkpoint (a folder or a Hub id) with --model"
 )
+# Options of several commands.
+Frames = Annotated[int | None, typer.Option("--frames", min=1, help="Frames to look at.")]
+Dtype = Annotated[str, typer.Option("--dtype", help=f"One of {', '.join(DTYPES)}.")]
+Device = Annotated[str | None, typer.Option("--device", help="Such as cpu or cuda:0. Default: a GPU if there is one.")]
+Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub repository.")]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
@@ -248,10 +253,10 @@ def _ask_command(
     model: Annotated[
         str | None, typer.Option(help="Checkpoint: a folder or a Hub id. Default: a demonstration model.")
     ] = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="Frames to look at.")] = None,
-    dtype: Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")] = "auto",
-    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:0. Default: a GPU if there is one.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repository.")] = None,
+    frames: Frames = None,
+    dtype: Dtype = "auto",
+    device: Device = None,
+    revision: Revision = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
     allow_urls: Annotated[
         bool, typer.Option("--allow-urls", help="Fetch CLIP where it is an http(s) address.")
@@ -285,7 +290,7 @@ def _ask_command(
 @app.command("info")
 def _info_command(
     model: Annotated[str, typer.Argument(help="Checkpoint: a folder or a Hub id.")],
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repository.")] = None,
+    revision: Revision = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Print parameters per part, tokens per video and memory per dtype of a checkpoint."""
@@ -309,7 +314,7 @@ def _convert_command(
     source: Annotated[str, typer.Argument(help="The authors' checkpoint: a folder or a Hub id.")],
     destination: Annotated[Path, typer.Argument(help="Folder to write.")],
     subfolder: Annotated[str | None, typer.Option(help="Folder of it inside a Hub repository.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repository.")] = None,
+    revision: Revision = None,
     tokenizer: Annotated[str | None, typer.Option(help="Tokenizer, where the source has none.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Convert the weights to this dtype.")] = None,
     max_shard_size: Annotated[str, typer.Option(help="Largest file of weights.")] = "5GB",
@@ -369,47 +374,150 @@ def _train_command(
     train(config, context.args)
 
 
+# Options of `evaluate` alone.
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "--output-dir", help="Folder of the run, to resume it. Default: results/BENCHMARK."),
+]
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", "--data-dir", help="Folder of questions and clips. Default for shapes-qa: OUTPUT/clips."),
+]
+UnreadableShare = Annotated[
+    float, typer.Option(min=0, max=1, help="Of questions whose clips may be missing or unreadable.")
+]
+JudgeName = Annotated[
+    str | None, typer.Option(help="Model that judges the answers: a folder or Hub id, or an id at --judge-url.")
+]
+JudgeUrl = Annotated[
+    str | None, typer.Option(help="OpenAI-compatible server, such as http://localhost:8000/v1. Texts go there.")
+]
+
+
 @app.command("evaluate")
 def _evaluate_command(
-    model: Annotated[str, typer.Argument(help="Checkpoint: a folder or a Hub id.")],
-    benchmark: Annotated[str, typer.Option(help="Which one: shapes-qa.")],
-    output_dir: Annotated[Path, typer.Option(help="Folder of answers and scores; an interrupted run goes on there.")],
-    data_dir: Annotated[Path | None, typer.Option(help="Folder of the clips. Default: OUTPUT_DIR/clips.")] = None,
+    checkpoint: Annotated[str | None, typer.Argument(metavar="MODEL", help="Default: a demonstration model.")] = None,
+    model: Annotated[str | None, typer.Option(help="The same as MODEL: a folder or a Hub id.")] = None,
+    benchmark: Annotated[str, typer.Option(help="One of the names below.")] = "shapes-qa",
+    output: Output = None,
+    data: Data = None,
     split: Annotated[str | None, typer.Option(help="Part of the benchmark. Default: test.")] = None,
     clips: Annotated[int | None, typer.Option(min=1, help="Only so many clips.")] = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="Frames to look at.")] = None,
+    frames: Frames = None,
     repeat_frame: Annotated[int | None, typer.Option(min=0, help="Show this one frame again and again.")] = None,
+    prompt: Annotated[str, typer.Option(help="Words around {question}.")] = "{question}",
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 16,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 32,
-    dtype: Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")] = "auto",
-    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:0. Default: a GPU if there is one.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repository.")] = None,
+    max_unreadable_share: UnreadableShare = 0.0,
+    retry_unreadable: Annotated[bool, typer.Option(help="Ask again where a clip could not be read before.")] = False,
+    judge: JudgeName = None,
+    judge_url: JudgeUrl = None,
+    dtype: Dtype = "auto",
+    device: Device = None,
+    revision: Revision = None,
 ) -> None:
-    """Ask a checkpoint the questions of a benchmark; prints accuracies by kind of question beside chance."""
-    from .evaluation.benchmarks import open_benchmark
-    from .evaluation.runner import evaluate
+    """Ask a checkpoint the questions of a benchmark; prints accuracies by kind of question.
 
-    opened = open_benchmark(benchmark, data_dir or output_dir / "clips", split, clips)
+    Benchmarks: shapes-qa, msvd-qa, msrvtt-qa, tgif-qa, activitynet-qa, video-chatgpt.
+    """
+    from .evaluation.benchmarks import open_benchmark
+    from .evaluation.judges import open_judge
+    from .evaluation.runner import evaluate, own_device
+
+    model = _one_model(checkpoint, model)
+    output = output or Path("results", benchmark)
+    # What is wrong with the data, or the judge's name, should not cost the loading of a large model.
+    opened = open_benchmark(benchmark, data or output / "clips", split, clips)
+    chosen_judge = open_judge(judge, judge_url)
     processor = load_processor(model, revision)
     result = evaluate(
-        load_model(model, dtype, device, revision),
+        load_model(model, dtype, device or own_device(), revision),
         opened,
         processor,
-        output_dir=output_dir,
+        output_dir=output,
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         num_frames=frames,
         repeat_frame=repeat_frame,
+        prompt=prompt,
+        max_unreadable_share=max_unreadable_share,
+        retry_unreadable=retry_unreadable,
+        judge=chosen_judge,
         model_name=model,
     )
-    typer.echo(result.scores.to_markdown())
+    if result.is_first_process:
+        typer.echo(str(result))
+
+
+def _one_model(argument: str | None, option: str | None) -> str:
+    """The checkpoint that is named in one of two ways, or the demonstration model."""
+    if argument is not None and option is not None:
+        raise ValueError(f"MODEL and --model name two checkpoints, {argument} and {option}, expected one")
+    if argument is None and option is None:
+        typer.echo(f"video-panda: {DEFAULT_MODEL_NOTE}", err=True)
+    return argument or option or str(DEFAULT_MODEL)
+
+
+@app.command("report")
+def _report_command(
+    outputs: Annotated[list[Path], typer.Argument(metavar="OUT...", help="Folders that evaluate has written.")],
+    output: Annotated[Path, typer.Option("--output", "--output-dir", help="Folder of the report.")] = Path("report"),
+    plots: Annotated[bool, typer.Option("--plots/--no-plots", help="Draw; needs the extra `report`.")] = True,
+) -> None:
+    """Compare runs with each other and with the paper's figures: report.md, report.html and plots."""
+    from .evaluation.report import write_report
+
+    for path in write_report(outputs, output, draw_plots=plots):
+        typer.echo(path)
+
+
+@app.command("push")
+def _push_command(
+    folder: Annotated[Path, typer.Argument(help="Folder of the checkpoint.")],
+    repo_id: Annotated[str, typer.Argument(metavar="REPO", help="On the Hub, such as you/video-panda-7b.")],
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private, if it is made.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch, made if it is not there. Default: main.")] = None,
+    results: Annotated[list[Path] | None, typer.Option(help="Folder of an evaluation run; may be repeated.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and list; push nothing.")] = False,
+    exclude: Annotated[list[str] | None, typer.Option(help="Pattern of files to leave alone.")] = None,
+    name: Annotated[str | None, typer.Option(help="Title of the card. Default: the repository's name.")] = None,
+    description: Annotated[str, typer.Option(help="Paragraph for the card.")] = "",
+    license: Annotated[str | None, typer.Option(help="Of the weights. Default: the card's, else apache-2.0.")] = None,
+    base_model: Annotated[str | None, typer.Option(help="Hub id of the model it was made from.")] = None,
+    latency: Annotated[Path | None, typer.Option(help="JSON file of measured rows for the card.")] = None,
+    dataset_id: Annotated[
+        list[str] | None, typer.Option(help="BENCHMARK=OWNER/DATASET, for the Hub's leaderboards.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds for loading in a fresh process.")] = 600.0,
+    device: Annotated[str | None, typer.Option(help="For that, such as cpu. Default: a GPU if there is one.")] = None,
+) -> None:
+    """Check a checkpoint's folder, write its model card, and push both to the Hub in one commit."""
+    from .hub.push import parse_dataset_ids, push_checkpoint, read_latency
+
+    options = {"name": name, "license": license, "base_model": base_model}
+    push_checkpoint(
+        folder,
+        repo_id,
+        private=private,
+        revision=revision,
+        results=results or (),
+        dry_run=dry_run,
+        exclude=exclude or (),
+        timeout_s=timeout,
+        device=device,
+        dataset_ids=parse_dataset_ids(dataset_id or ()),
+        description=description,
+        latency=() if latency is None else read_latency(latency),
+        report=typer.echo,
+        **{key: value for key, value in options.items() if value is not None},
+    )
 
 
 def main() -> None:
     """The console script: what the user can mend is one line on stderr, not a traceback."""
     try:
         app()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         typer.echo(f"video-panda: error: {error}", err=True)
         sys.exit(1)
 

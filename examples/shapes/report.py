@@ -95,7 +95,7 @@ def write_card(checkpoint: Path, measured: dict, split: str, name: str, words: s
         checkpoint,
         name=name,
         description=words,
-        evaluation=f"## Evaluation\n\nShapesQA, {split} split, bfloat16 weights computed in float32:\n\n{table(measured)}",
+        evaluation=f"ShapesQA, {split} split, bfloat16 weights computed in float32:\n\n{table(measured)}",
         results=results,
         dataset="shapes-qa",
         split=split,
