@@ -7,6 +7,7 @@ import numpy as np
 
 Z_95 = 1.959963984540054  # the normal distribution's 97.5 % point
 _NUM_RESAMPLES = 1000
+_NUM_DRAWN_AT_ONCE = 2**18
 
 
 def wilson_interval(num_correct: int, num_questions: int) -> tuple[float, float]:
@@ -52,8 +53,11 @@ def clip_interval(videos: Sequence[str], values: Sequence[float]) -> tuple[float
     num_asked = np.bincount(clips)
     summed = np.bincount(clips, weights=np.asarray(values, dtype=float))
     drawn = np.random.Generator(np.random.PCG64(0))
-    means = np.empty(_NUM_RESAMPLES)
-    for place in range(_NUM_RESAMPLES):  # one by one: all at once would need clips x resamples numbers
-        chosen = drawn.integers(len(num_asked), size=len(num_asked))
-        means[place] = summed[chosen].sum() / num_asked[chosen].sum()
+    num_clips = len(num_asked)
+    num_at_once = max(1, _NUM_DRAWN_AT_ONCE // num_clips)  # all at once would need clips x resamples numbers
+    means = []
+    for start in range(0, _NUM_RESAMPLES, num_at_once):
+        chosen = drawn.integers(num_clips, size=(min(num_at_once, _NUM_RESAMPLES - start), num_clips))
+        means.append(summed[chosen].sum(axis=1) / num_asked[chosen].sum(axis=1))
+    means = np.concatenate(means)
     return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
