@@ -79,18 +79,7 @@ class Asker:
             text = self.prompt.replace("{question}", question.question)
             content = [{"type": "video", "video": frames}, {"type": "text", "text": text}]
             chats.append([{"role": "user", "content": content}])
-        return self.processor.apply_chat_template(
-            chats,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            # The frames are chosen already, and their channels are where the decoders put them.
-            processor_kwargs={
-                "padding": True,
-                "return_tensors": "pt",
-                "videos_kwargs": {"do_sample_frames": False, "input_data_format": "channels_last"},
-            },
-        )
+        return inputs_of(self.processor, chats)
 
     def decode(self, question: Question) -> torch.Tensor:
         """The frames that are looked at, uint8 (T, H, W, 3).
@@ -103,6 +92,26 @@ class Asker:
             self.benchmark.video_path(question), lambda metadata: video_processor.sample_frames(metadata, **self.frames)
         )
         return frames
+
+
+def inputs_of(processor, conversations: Sequence[list[dict]]):
+    """A model's inputs for a batch of conversations, padded to the longest.
+
+    Their videos are decoded: uint8 (T, H, W, 3), the frames that are looked at; their pictures are (3, H, W).
+    """
+    return processor.apply_chat_template(
+        conversations,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        # The frames are chosen already, and the channels are where the decoders put them.
+        processor_kwargs={
+            "padding": True,
+            "return_tensors": "pt",
+            "videos_kwargs": {"do_sample_frames": False, "input_data_format": "channels_last"},
+            "images_kwargs": {"input_data_format": "channels_first"},
+        },
+    )
 
 
 class _Decoders:

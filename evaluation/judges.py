@@ -103,6 +103,7 @@ class OpenAIJudge(Judge):
         )
 
     def reply_all(self, prompts: Sequence[Messages]) -> Iterator[list[tuple[int, Reply]]]:
+        """See `Judge`; several requests wait at once."""
         num_failures = 0
         places = iter(range(len(prompts)))
         with ThreadPoolExecutor(self.num_at_once, "judge") as pool:
@@ -187,6 +188,7 @@ class TransformersJudge(Judge):
         return AutoModelForCausalLM.from_pretrained(self.model, dtype=self._dtype, device_map=device).eval()
 
     def reply_all(self, prompts: Sequence[Messages]) -> Iterator[list[tuple[int, Reply]]]:
+        """See `Judge`; in batches."""
         # Long ones beside long ones: less padding.
         texts = [
             self._tokenizer.apply_chat_template(own, add_generation_prompt=True, tokenize=False) for own in prompts

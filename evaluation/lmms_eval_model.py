@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig
 
 from ..modeling_video_panda.modeling_video_panda import VideoPandaForConditionalGeneration
 from ..processing.processing_video_panda import VideoPandaProcessor
+from .asking import inputs_of
 from .lmms_eval_requests import Clip, conversation_of, cut_at, generation_options
 
 MODEL_ARGS = ("pretrained", "num_frames", "dtype", "device", "revision", "batch_size")
@@ -129,19 +130,7 @@ class VideoPandaChat(lmms):
         """The model's inputs: a conversation a request, padded to the longest."""
         conversations = [self._conversation(request) for request in requests]
         with _naming(*requests):
-            return self.processor.apply_chat_template(
-                conversations,
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=True,
-                # Frames are chosen already; what the readers give has its channels in these places.
-                processor_kwargs={
-                    "padding": True,
-                    "return_tensors": "pt",
-                    "videos_kwargs": {"do_sample_frames": False, "input_data_format": "channels_last"},
-                    "images_kwargs": {"input_data_format": "channels_first"},
-                },
-            )
+            return inputs_of(self.processor, conversations)
 
     def _conversation(self, request: Instance) -> list[dict]:
         _, doc_to_messages, _, doc_id, task, split = request.args

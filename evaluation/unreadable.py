@@ -32,6 +32,8 @@ class Unreadable:
             raise ValueError(f"`max_unreadable_share` must be a share from 0 to 1, got {max_share!r}")
         self.name, self.max_share = benchmark.name, max_share
         self.num_questions = len(benchmark.questions)
+        if not self.num_questions:
+            raise ValueError(f"{benchmark.name}: there are no questions to ask, expected at least one")
         missing = set(benchmark.missing_videos())
         self._missing = [f"{name}: there is no such clip" for name in sorted(missing)]
         self.asked: list[Question] = [question for question in benchmark.questions if question.video not in missing]

@@ -206,6 +206,11 @@ def test_a_damaged_run_says_where(model, shapes, processor, tmp_path, name, cont
     assert (tmp_path / name).read_bytes() == content
 
 
+def test_a_benchmark_without_questions_says_so(model, processor, tmp_path):
+    with pytest.raises(ValueError, match="shapes-qa: there are no questions to ask"):
+        evaluate(model, ShapesQA(tmp_path, "validation", 0), processor)
+
+
 def test_only_the_kinds_that_were_asked_for(tmp_path):
     benchmark = ShapesQA(tmp_path, "validation", 100, kinds=TIME_KINDS)
     assert {question.kind for question in benchmark.questions} == set(TIME_KINDS)
