@@ -1,5 +1,7 @@
 """Asking a model the questions of a benchmark: batches, files, resuming, and what cannot cheat."""
 
+import json
+
 import pytest
 import torch
 from tiny import tiny_config, tiny_model, tiny_processor
@@ -10,7 +12,7 @@ from video_panda.evaluation.asking import Asker
 from video_panda.evaluation.benchmark import Benchmark
 from video_panda.evaluation.benchmarks import BENCHMARKS, find_benchmark, open_benchmark
 from video_panda.evaluation.questions import shuffled_labels
-from video_panda.evaluation.run_folder import Answer
+from video_panda.evaluation.run_folder import Answer, read_answers
 from video_panda.evaluation.shapes_questions import TIME_KINDS
 
 NUM_CLIPS = 4
@@ -226,3 +228,13 @@ def test_benchmarks_are_found_by_name(tmp_path):
     assert open_benchmark("shapes-qa", tmp_path).split == "test"
     with pytest.raises(ValueError, match="benchmark is 'shapes', expected one of shapes-qa, msvd-qa"):
         open_benchmark("shapes", tmp_path)
+
+
+def test_an_answer_wins_over_an_error_of_another_process(tmp_path):
+    """A clip was put right and asked about again, and the file of a process that was killed before still has the error."""
+    answered, failed = {"id": "1", "answer": "red"}, {"id": "1", "answer": None, "error": "no clip"}
+    for place, lines in enumerate(([answered, failed], [failed, answered])):
+        paths = [tmp_path / f"{place}-{number}.jsonl" for number in range(2)]
+        for path, line in zip(paths, lines):
+            path.write_text(json.dumps(line) + "\n")
+        assert read_answers(paths) == {"1": Answer("red")}
