@@ -183,6 +183,11 @@ class VideoPandaCanvasMixin:
         """G, tokens a side of the canvas."""
         return self._canvas({}).tokens_per_side
 
+    def token_grid(self, height_px: int, width_px: int, **kwargs) -> tuple[int, int]:
+        """(h, w) in tokens of a picture of that size; `kwargs`: options as of a call, such as `image_size`."""
+        given = {key: value for key, value in kwargs.items() if value is not None}
+        return token_grid(width_px, height_px, self._canvas(given).tokens_per_side)
+
     def _check_kwargs(self, kwargs: dict) -> None:
         """Refuse options that are unknown, of the wrong type, or without a meaning here."""
         name = type(self).__name__

@@ -15,7 +15,7 @@ from .canvas_video_panda import VideoPandaCanvasMixin, as_uint8_frames
 from .sources_video_panda import describe_source, load_rgb_image
 
 
-class VideoPandaImagesKwargs(ImagesKwargs, total=False):
+class VideoPandaImageProcessorKwargs(ImagesKwargs, total=False):
     """What the image processor takes beyond transformers' own options.
 
     Attributes:
@@ -46,7 +46,7 @@ class VideoPandaImageProcessor(VideoPandaCanvasMixin, BaseImageProcessor):
     """
 
     _auto_class = "AutoImageProcessor"
-    valid_kwargs = VideoPandaImagesKwargs
+    valid_kwargs = VideoPandaImageProcessorKwargs
     model_input_names = ["pixel_values", "image_grid_thw"]  # noqa: RUF012 (transformers' contract)
 
     def preprocess(self, images, **kwargs) -> BatchFeature:
@@ -55,7 +55,7 @@ class VideoPandaImageProcessor(VideoPandaCanvasMixin, BaseImageProcessor):
         Args:
             images: a PIL image, path, `Path`, bytes, base64 text or (with `allow_urls`) URL; an array or tensor
                 (H, W), (H, W, C) or (C, H, W), or a batch of these, uint8 or float in [0, 1]; or a (nested) list.
-            **kwargs: see `VideoPandaImagesKwargs` and transformers' `ImagesKwargs`; `return_tensors` is "pt" unless
+            **kwargs: see `VideoPandaImageProcessorKwargs` and transformers' `ImagesKwargs`; `return_tensors` is "pt" unless
                 given.
 
         Returns:

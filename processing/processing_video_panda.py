@@ -17,9 +17,12 @@ import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer
-from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_utils import ImageInput
+from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin
 from transformers.utils.chat_template_utils import jinja2  # None without it; chats need it, loading does not
 from transformers.video_processing_utils import VideoProcessorMixin
+from transformers.video_utils import VideoInput
 
 from .chat_video_panda import (
     VICUNA_CHAT_TEMPLATE,
@@ -30,16 +33,16 @@ from .chat_video_panda import (
     mark_user_text,
     sanitized_assistant_masks,
 )
-from .geometry_video_panda import frame_token_sequence
+from .geometry_video_panda import frame_token_sequence, num_frame_tokens
 from .image_processing_video_panda import (
     VideoPandaImageProcessor,
-    VideoPandaImagesKwargs,
+    VideoPandaImageProcessorKwargs,
     count_images,
     count_images_per_prompt,
 )
 from .options_video_panda import plain_call_options
 from .video_inputs_video_panda import count_videos_per_prompt, flatten_videos, without_empty
-from .video_processing_video_panda import VideoPandaVideoProcessor, VideoPandaVideosKwargs
+from .video_processing_video_panda import VideoPandaVideoProcessor, VideoPandaVideoProcessorKwargs
 
 PLACEHOLDER_TOKENS = ("<video>", "<row>", "<frame>", "<image>")
 _COMMON_VARIABLES = ("enable_thinking", "date_string", "add_vision_id")
@@ -48,8 +51,8 @@ _COMMON_VARIABLES = ("enable_thinking", "date_string", "add_vision_id")
 class VideoPandaProcessorKwargs(ProcessingKwargs, total=False):
     """What `VideoPandaProcessor` takes beside prompts and clips."""
 
-    images_kwargs: VideoPandaImagesKwargs
-    videos_kwargs: VideoPandaVideosKwargs
+    images_kwargs: VideoPandaImageProcessorKwargs
+    videos_kwargs: VideoPandaVideoProcessorKwargs
 
 
 class VideoPandaProcessor(ProcessorMixin):
@@ -112,11 +115,16 @@ class VideoPandaProcessor(ProcessorMixin):
     @classmethod
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
         # A hook of transformers, overridden because its own goes through AutoVideoProcessor, which insists on torchvision.
+        given = {name: kwargs.pop(name, None) for name in cls.get_attributes()}
         kwargs_of_parts = {key: value for key, value in kwargs.items() if key != "trust_remote_code"}
+        loaders = {
+            "image_processor": partial(VideoPandaImageProcessor.from_pretrained, **kwargs_of_parts),
+            "video_processor": partial(VideoPandaVideoProcessor.from_pretrained, **kwargs_of_parts),
+            "tokenizer": partial(AutoTokenizer.from_pretrained, **kwargs),
+        }
         return [
-            VideoPandaImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs_of_parts),
-            VideoPandaVideoProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs_of_parts),
-            AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs),
+            load(pretrained_model_name_or_path) if given[name] is None else given[name]
+            for name, load in loaders.items()
         ]
 
     def check_argument_for_proper_class(self, argument_name, argument):
@@ -128,16 +136,21 @@ class VideoPandaProcessor(ProcessorMixin):
             raise TypeError(f"video_processor must be a VideoPandaVideoProcessor, got {type(argument).__name__}")
         return VideoProcessorMixin
 
-    def __call__(self, images=None, text=None, videos=None, audio=None, **kwargs):
+    def __call__(
+        self,
+        images: ImageInput | None = None,
+        text: str | list[str] | None = None,
+        videos: VideoInput | None = None,
+        **kwargs,
+    ) -> BatchFeature:
         """As in transformers, with a ValueError for every option that does not fit.
 
         Args:
             images, videos: as in `VideoPandaImageProcessor.preprocess` and `VideoPandaVideoProcessor.preprocess`; given
                 for each prompt (nested) or all in a row, in the order of their placeholders.
             text: a prompt or a list of them, with `<video>` and `<image>` where the visuals belong.
-            audio: refused.
             kwargs: options of the tokenizer and of the two processors, such as `num_frames`, `return_metadata`,
-                `return_mm_token_type_ids`.
+                `return_mm_token_type_ids`; `audio` is refused.
 
         Returns:
             `input_ids` and `attention_mask` (B, L) if there is text, `pixel_values_videos` and `video_grid_thw` if there
@@ -148,6 +161,7 @@ class VideoPandaProcessor(ProcessorMixin):
                 or truncation cuts a visual's tokens.
             OSError: a file is missing or not a regular file.
         """
+        audio = kwargs.pop("audio", None)
         kwargs = plain_call_options(kwargs, self.valid_processor_kwargs, type(self).__name__)
         given_images, given_videos = images, videos
         images, text, videos, audio = self.prepare_inputs_layout(images, text, videos, audio)
@@ -248,6 +262,21 @@ class VideoPandaProcessor(ProcessorMixin):
 
     def _frame_tokens(self, height: int, width: int, patch_token: str) -> str:
         return frame_token_sequence(height, width, patch_token, self.row_token, self.frame_token, self.use_row_token)
+
+    def _get_num_multimodal_tokens(self, image_sizes=None, video_sizes=None, **kwargs) -> MultiModalData:
+        # What vLLM reserves room by, from (height, width) of images and (frames, height, width) of videos, in px.
+        counts = {}
+        if image_sizes is not None:
+            grids = [self.image_processor.token_grid(*size, **kwargs) for size in image_sizes]
+            counts["num_image_tokens"] = [num_frame_tokens(*grid, self.use_row_token) for grid in grids]
+            window = kwargs.get("downsample_window") or self.image_processor.downsample_window
+            counts["num_image_patches"] = [h * w * window**2 for h, w in grids]
+        if video_sizes is not None:
+            counts["num_video_tokens"] = [
+                frames * num_frame_tokens(*self.video_processor.token_grid(*size, **kwargs), self.use_row_token)
+                for frames, *size in video_sizes
+            ]
+        return MultiModalData(**counts)
 
     def get_text_with_replacements(
         self, text, images_replacements=(), videos_replacements=(), audio_replacements=()

@@ -30,7 +30,7 @@ from .video_inputs_video_panda import (
 )
 
 
-class VideoPandaVideosKwargs(VideosKwargs, total=False):
+class VideoPandaVideoProcessorKwargs(VideosKwargs, total=False):
     """What the video processor takes beyond transformers' own options.
 
     Attributes:
@@ -69,7 +69,7 @@ class VideoPandaVideoProcessor(VideoPandaCanvasMixin, VideoProcessorMixin):
     """
 
     _auto_class = "AutoVideoProcessor"
-    valid_kwargs = VideoPandaVideosKwargs
+    valid_kwargs = VideoPandaVideoProcessorKwargs
     model_input_names = ["pixel_values_videos", "video_grid_thw"]  # noqa: RUF012 (transformers' contract)
 
     per_call_kwargs = ("frame_indices", "start", "end", "video_metadata", "return_tensors")
@@ -83,7 +83,7 @@ class VideoPandaVideoProcessor(VideoPandaCanvasMixin, VideoProcessorMixin):
             videos: a path, `Path`, bytes or (with `allow_urls`) URL; a numpy array or tensor (T, H, W, C) or
                 (T, C, H, W), uint8 or float in [0, 1]; a list of PIL images, arrays or picture files, which are the
                 frames of one video and are not sampled unless asked; or a (nested) list of several of these.
-            **kwargs: see `VideoPandaVideosKwargs` and transformers' `VideosKwargs`. `num_frames`, `fps` (all frames
+            **kwargs: see `VideoPandaVideoProcessorKwargs` and transformers' `VideosKwargs`. `num_frames`, `fps` (all frames
                 at that rate, or at most `num_frames` if that is given too), `frame_indices`, `start`, `end`,
                 `do_sample_frames=False` (all frames), `video_metadata` (the frame rate of arrays),
                 `return_metadata=True`, `return_tensors` ("pt" unless given).
