@@ -128,6 +128,18 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
         self.language_model = _build_language_model(config)
         self.post_init()
 
+    @property
+    def visual(self) -> nn.Module:
+        """STAB, by the name that transformers' `get_encoder("video")` looks for."""
+        return self.stab
+
+    def set_encoder(self, encoder: nn.Module, modality: str | None = None) -> None:
+        """The counterpart of `get_encoder`; overridden because transformers would add `encoder` beside STAB."""
+        if modality in ("image", "video"):
+            self.stab = encoder
+        else:
+            super().set_encoder(encoder, modality=modality)
+
     @can_return_tuple
     def get_video_features(
         self, pixel_values_videos: torch.Tensor, video_grid_thw: torch.Tensor, **kwargs
@@ -363,6 +375,7 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, VideoPandaGe
     """Video-Panda with its language modelling head: loss, `generate`."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
+    _tp_plan = {"lm_head": "colwise_gather_output"}  # noqa: RUF012
 
     def __init__(self, config: VideoPandaConfig):
         super().__init__(config)
@@ -429,6 +442,8 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, VideoPandaGe
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep  # 0: all of them
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        if self._tp_size is not None:
+            logits = logits.clone()  # gathered from all ranks: a view, which must not be written to while it has a gradient
         logits[..., self.config.num_text_tokens :] = torch.finfo(logits.dtype).min
         loss = None
         if labels is not None:
