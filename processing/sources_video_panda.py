@@ -13,6 +13,7 @@ import stat
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,23 +40,33 @@ def describe_source(source) -> str:
     return text if len(text) <= 300 else f"{text[:300]}... ({len(text)} characters)"
 
 
-def regular_file(source: str | os.PathLike) -> str:
+def regular_file(
+    source: str | os.PathLike, allowed_dirs: str | os.PathLike | Sequence[str | os.PathLike] | None = None
+) -> str:
     """The real path of an existing regular file.
 
     Args:
         source: a path; symbolic links are followed.
+        allowed_dirs: a folder, or several, in one of which the file must lie once links are followed; default:
+            anywhere. An empty list allows nothing.
 
     Returns:
-        The absolute path.
+        The absolute path, in which no link is left.
 
     Raises:
         FileNotFoundError: nothing is there (a URL or an FFmpeg protocol string is just a missing file).
         IsADirectoryError: a directory is there.
+        PermissionError: it is out of the allowed folders, whether or not anything is there.
         OSError: something else than a regular file is there (a pipe, a device).
+        ValueError: it is no possible path.
     """
     if not os.fspath(source):
         raise FileNotFoundError("the path is empty, expected the path of a file")
     path = os.path.realpath(os.fspath(source))
+    if allowed_dirs is not None:
+        folders = [allowed_dirs] if isinstance(allowed_dirs, (str, os.PathLike)) else list(allowed_dirs)
+        if not any(_lies_in(path, os.path.realpath(os.fspath(folder))) for folder in folders):
+            raise PermissionError(f"outside the allowed folders: {describe_source(source)}")
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
@@ -65,6 +76,11 @@ def regular_file(source: str | os.PathLike) -> str:
     if not stat.S_ISREG(mode):
         raise OSError(f"expected a regular file, got a pipe, socket or device: {describe_source(source)}")
     return path
+
+
+def _lies_in(path: str | bytes, folder: str) -> bool:
+    """Whether a real path lies in a real folder; by whole names, so that `/media2` is not in `/media`."""
+    return os.path.commonpath([os.fsdecode(path), folder]) == folder
 
 
 def download(

@@ -11,7 +11,7 @@ import io
 import itertools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,15 @@ from .containers_video_panda import (
     missing_matroska_bytes,
     read_head,
 )
+from .decode_limits_video_panda import (
+    VideoPandaDecodeError,
+    VideoPandaDecodeLimits,
+    VideoPandaFileError,
+    VideoPandaFolderError,
+    VideoPandaForbiddenFileError,
+    VideoPandaMissingFileError,
+)
+from .isolated_video_panda import read_isolated
 from .sources_video_panda import describe_source, download, is_url, regular_file
 from .stream_probe_video_panda import VideoPandaStreamInfo, best_video_stream, follow_damage, probe_stream
 
@@ -39,11 +48,8 @@ _DECORD_FAULT_TOLERANCE = 1e-9
 _MAX_THREADS = 4
 
 
-class VideoPandaDecodeError(ValueError):
-    """A file is not a video that can be read, or breaks while it is read; names the file and the reason."""
-
-
 VideoDecodeError = VideoPandaDecodeError
+VideoDecodeLimits = VideoPandaDecodeLimits
 
 
 class VideoPandaVideoMetadata(VideoMetadata):
@@ -90,6 +96,9 @@ def decode_video(
     choose_frames: Callable[[VideoMetadata], list[int]],
     *,
     allow_urls: bool = False,
+    isolate: bool | None = None,
+    limits: VideoPandaDecodeLimits | None = None,
+    allowed_dirs: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
 ) -> tuple[torch.Tensor, VideoPandaVideoMetadata]:
     """Decode the chosen frames of a video.
 
@@ -97,29 +106,57 @@ def decode_video(
         source: a path, the bytes of a file, or, where allowed, an http(s) URL (fetched into memory, at most 1 GiB).
         choose_frames: called once with the metadata (exact number of frames, fps, width and height in px after
             rotation, duration in seconds, `source_frame_times`); returns the wanted frame indices in any order,
-            duplicates allowed.
+            duplicates allowed. It runs in this process, isolated or not.
         allow_urls: whether URLs may be fetched; if not, a URL is refused.
+        isolate: decode in a process of its own, which is killed and replaced if the clip makes it crash, hang or take
+            too much memory. Default: for URLs only.
+        limits: how much the video may ask for; `VideoPandaDecodeLimits()` unless given.
+        allowed_dirs: a folder, or several, out of which no path may lead, symbolic links followed; default: anywhere.
 
     Returns:
         (frames, metadata): frames uint8 (T, H, W, 3) RGB, upright (the file's rotation applied), in the order asked
         for; the metadata with `frames_indices` and `video_backend` ("decord", "decord-sequential" or "pyav") set.
 
     Raises:
-        OSError: the file is missing (FileNotFoundError), a directory (IsADirectoryError), not a regular file, or the
-            URL cannot be fetched.
-        VideoPandaDecodeError: not a video, no video stream, no frames, no usable frame rate, or damaged data.
-        ValueError: an index out of range, or a URL where URLs are off; and what `choose_frames` itself raises.
+        VideoPandaDecodeError: not a video, no video stream, no frames, no usable frame rate, damaged data, or beyond a
+            limit; a URL where URLs are off. Where it is the file that is not there, a folder, no regular file or out of
+            bounds, or the URL that cannot be fetched, the error is an `OSError` as well (`FileNotFoundError`,
+            `IsADirectoryError`, `PermissionError`).
+        ValueError: an index out of range; and what `choose_frames` itself raises.
     """
-    opened = _open_source(source, allow_urls)
+    limits = limits or VideoPandaDecodeLimits()
+    opened = _open_source(source, allow_urls, allowed_dirs)
+    try:
+        limits.check_declared(opened.content)
+    except ValueError as error:
+        raise opened.error(str(error)) from None
+    if is_url(source) if isolate is None else isolate:
+        return _read_elsewhere(opened, choose_frames, limits)
+    return read_frames(opened, choose_frames, limits)
+
+
+def read_frames(
+    opened: "_VideoPandaSource", choose_frames: Callable, limits: VideoPandaDecodeLimits
+) -> tuple[torch.Tensor, VideoPandaVideoMetadata]:
+    """As `decode_video`, for a source that is open, in this process."""
     if av is None:
         return _read_with_decord_alone(opened, choose_frames)
     info = _probe(opened)
+    try:
+        limits.check_num_frames(info.num_packets)
+        limits.check_frame_size(info.width, info.height)
+    except ValueError as error:
+        raise opened.error(str(error)) from None
     # Where the packets do not tell how many frames there are, all of them are decoded once to count them.
     times = info.packet_times if info.counts_are_exact else _count_frames(opened)
     if not times:
         raise opened.error(f"has a {info.codec} video stream but not a single frame in it")
     metadata = _describe(opened, info, times)
     indices = _ask(choose_frames, metadata, opened)
+    try:
+        limits.check_output(len(indices), metadata.width, metadata.height)
+    except ValueError as error:
+        raise opened.error(str(error)) from None
 
     frames = None
     if info.random_access_is_exact and is_indexed_container(read_head(opened.content)):
@@ -131,17 +168,44 @@ def decode_video(
     return frames, metadata
 
 
-def _open_source(source, allow_urls: bool) -> _VideoPandaSource:
+def _read_elsewhere(
+    opened: "_VideoPandaSource", choose_frames: Callable, limits: VideoPandaDecodeLimits
+) -> tuple[torch.Tensor, VideoPandaVideoMetadata]:
+    """The same in the worker process; what comes back is plain values and pixels."""
+    metadata = None
+
+    def choose(described: dict) -> list[int]:
+        nonlocal metadata
+        times = described.pop("source_frame_times")
+        metadata = VideoPandaVideoMetadata(**described)
+        metadata.source_frame_times = times
+        return _ask(choose_frames, metadata, opened)
+
+    frames, metadata.frames_indices, metadata.video_backend = read_isolated(opened.content, opened.name, choose, limits)
+    return torch.from_numpy(frames), metadata
+
+
+def _open_source(source, allow_urls: bool, allowed_dirs=None) -> _VideoPandaSource:
     name = describe_source(source)
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        opened = _VideoPandaSource(bytes(source), name)
-    elif is_url(source):
-        opened = _VideoPandaSource(download(source, allow_urls=allow_urls), name)
-    elif isinstance(source, (str, os.PathLike)):
-        opened = _VideoPandaSource(regular_file(source), name)
-    else:
+    if not isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)):
         raise ValueError(f"expected a path, bytes or URL of a video, got {type(source).__name__}")
-    head = read_head(opened.content)
+    try:
+        if isinstance(source, (bytes, bytearray, memoryview)):
+            opened = _VideoPandaSource(bytes(source), name)
+        elif is_url(source):
+            opened = _VideoPandaSource(download(source, allow_urls=allow_urls), name)
+        else:
+            opened = _VideoPandaSource(regular_file(source, allowed_dirs), name)
+        head = read_head(opened.content)
+    except OSError as error:
+        kinds = {
+            FileNotFoundError: VideoPandaMissingFileError,
+            IsADirectoryError: VideoPandaFolderError,
+            PermissionError: VideoPandaForbiddenFileError,
+        }
+        raise kinds.get(type(error), VideoPandaFileError)(str(error)) from error
+    except ValueError as error:  # a path with a null byte; a URL where they are off
+        raise VideoPandaDecodeError(str(error) if name in str(error) else f"{name}: {error}") from error
     if not head:
         raise opened.error("is empty (0 bytes), expected a video")
     if looks_like_text(head):

@@ -1,0 +1,1 @@
+../processing/decode_limits_video_panda.py

@@ -1,0 +1,1 @@
+../processing/isolated_video_panda.py

@@ -1,0 +1,1 @@
+../processing/isolated_worker_video_panda.py
