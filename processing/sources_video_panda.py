@@ -6,10 +6,14 @@ open something else: FFmpeg would follow `concat:`, `subfile,,` and `http://` by
 
 import base64
 import binascii
+import contextlib
 import http.client
 import io
+import ipaddress
 import os
+import socket
 import stat
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -23,6 +27,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 MAX_DOWNLOAD_BYTES = 2**30
 DOWNLOAD_TIMEOUT_S = 120.0
 SOCKET_TIMEOUT_S = 20.0
+_IPV6_UNICAST = ipaddress.ip_network("2000::/3")  # all that has been given out
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jfif"})
 
@@ -86,52 +91,168 @@ def _lies_in(path: str | bytes, folder: str) -> bool:
 def download(
     url: str, *, allow_urls: bool, max_bytes: int = MAX_DOWNLOAD_BYTES, timeout_s: float = DOWNLOAD_TIMEOUT_S
 ) -> bytes:
-    """Fetch a URL into memory.
+    """Fetch a URL into memory, from a public address.
+
+    Each address that a name stands for is looked at, and the connection then goes to one of those that were, so that the
+    name cannot mean something else a moment later; likewise after every redirect. Proxies are not used, for nobody could
+    tell where they connect to.
 
     Args:
         url: http:// or https:// address; redirects stay within these two.
         allow_urls: the caller's permission; a program that takes paths from strangers must not be made to fetch.
         max_bytes: give up beyond this size.
-        timeout_s: give up beyond this time, seconds.
+        timeout_s: give up beyond this time, seconds, from looking up the name to the last byte.
 
     Returns:
         The body.
 
     Raises:
         ValueError: not allowed, not such an address, or too large.
-        OSError: it cannot be fetched, or not in time.
+        OSError: it leads to an address that is not public, cannot be fetched, or not in time.
     """
     if not allow_urls:
         raise ValueError(f"{url} is a URL and URLs are off; pass allow_urls=True to have it fetched")
     if not is_url(url):
         raise ValueError(f"expected an http:// or https:// address, got {url!r}")
-    deadline = time.monotonic() + timeout_s
     chunks, size = [], 0
     try:
-        with _web_opener().open(url, timeout=min(SOCKET_TIMEOUT_S, timeout_s)) as response:
-            while size <= max_bytes and (chunk := response.read1(1 << 20)):
-                size += len(chunk)
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"it did not arrive within {timeout_s:g} s")
-                chunks.append(chunk)
+        with _VideoPandaDeadline(timeout_s) as deadline, _web_opener(deadline).open(url) as response:
             num_missing = response.length or 0
+            while size + num_missing <= max_bytes and (chunk := response.read1(1 << 20)):
+                deadline.check()
+                chunks.append(chunk)
+                size += len(chunk)
+                num_missing = response.length or 0
+            deadline.check()  # a connection that it has ended looks like the end of the body
     # ValueError: urllib's word for an address that is none
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise OSError(f"cannot fetch {url}: {str(error) or type(error).__name__}") from error
-    if size > max_bytes:
+        reason = deadline.reason() or str(error) or type(error).__name__
+        raise OSError(f"cannot fetch {url}: {reason}") from error
+    if size + num_missing > max_bytes:
         raise ValueError(f"{url} is larger than the {max_bytes} bytes allowed")
     if num_missing:
         raise OSError(f"cannot fetch {url}: it broke off, {num_missing} bytes before its end")
     return b"".join(chunks)
 
 
-def _web_opener() -> urllib.request.OpenerDirector:
-    """An opener that knows http and https only: urllib's own would also follow ftp:// and open file://."""
+def is_public_address(address: str) -> bool:
+    """Whether an IP address belongs to the public internet, and so may be connected to.
+
+    Loopback, private, link-local, shared, multicast and reserved addresses do not; nor do IPv6 addresses that stand for an
+    IPv4 one (mapped, NAT64, 6to4, Teredo), whatever it is.
+    """
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if ip.version == 6 and (ip.sixtofour or ip.teredo or ip not in _IPV6_UNICAST):
+        return False
+    return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
+
+
+class _VideoPandaDeadline:
+    """Ends the connections of a download when its time is over, whatever they wait for."""
+
+    def __init__(self, timeout_s: float):
+        self.timeout_s = timeout_s
+        self._end = time.monotonic() + timeout_s
+        self._connections: list[socket.socket] = []
+        self._timer = threading.Timer(timeout_s, self._hang_up)
+        self._timer.daemon = True
+
+    def __enter__(self):
+        self._timer.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._timer.cancel()
+        self._timer.join()
+        for connection in self._connections:
+            connection.close()
+
+    def seconds_left(self) -> float:
+        """What is left of the time, never 0, which would mean "no limit" to a socket."""
+        return max(0.001, self._end - time.monotonic())
+
+    def reason(self) -> str:
+        """Why it ended the download, or nothing."""
+        return f"it did not arrive within {self.timeout_s:g} s" if time.monotonic() >= self._end else ""
+
+    def check(self) -> None:
+        """Raises: TimeoutError once the time is over."""
+        if reason := self.reason():
+            raise TimeoutError(reason)
+
+    def watch(self, connection: socket.socket) -> None:
+        """End this connection, too."""
+        self._connections.append(connection.dup())  # TLS takes the socket itself away
+
+    def _hang_up(self) -> None:
+        for connection in self._connections:
+            with contextlib.suppress(OSError):  # it has ended by itself
+                connection.shutdown(socket.SHUT_RDWR)
+
+
+def _connect(host: str, port: int, deadline: _VideoPandaDeadline) -> socket.socket:
+    """A connection to a host, all of whose addresses are public."""
+    addresses = _look_up(host, port, deadline)
+    for *_, (address, *_) in addresses:
+        if not is_public_address(address):
+            raise PermissionError(f"{host} is at {address}, which is not a public address")
+    problem = OSError(f"{host} has no address")
+    for family, kind, protocol, _, address in addresses:
+        connection = socket.socket(family, kind, protocol)
+        try:
+            deadline.watch(connection)
+            connection.settimeout(min(SOCKET_TIMEOUT_S, deadline.seconds_left()))
+            connection.connect(address)
+        except OSError as error:
+            connection.close()
+            problem = error
+        else:
+            return connection
+    raise problem
+
+
+def _look_up(host: str, port: int, deadline: _VideoPandaDeadline) -> list[tuple]:
+    """The addresses of a host, as `socket.getaddrinfo` gives them, which itself knows no limit of time."""
+    found: list = []
+
+    def look_up() -> None:
+        try:
+            found.append(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except (OSError, UnicodeError) as error:  # UnicodeError: a name that cannot be one
+            found.append(error)
+
+    thread = threading.Thread(target=look_up, daemon=True)
+    thread.start()
+    thread.join(deadline.seconds_left())
+    if not found:
+        raise TimeoutError(f"{host} was not looked up in time")
+    if isinstance(found[0], Exception):
+        raise found[0]
+    return found[0]
+
+
+def _web_opener(deadline: _VideoPandaDeadline) -> urllib.request.OpenerDirector:
+    """An opener that knows http and https only, without proxies: urllib's own would also open ftp:// and file://."""
+
+    class Connection(http.client.HTTPConnection):
+        def connect(self):
+            self.sock = _connect(self.host, self.port, deadline)
+
+    class SecureConnection(http.client.HTTPSConnection, Connection):
+        """TLS over what `Connection.connect` opens: that is the order in which Python looks for it."""
+
+    class Handler(urllib.request.HTTPHandler):
+        def http_open(self, request):
+            return self.do_open(Connection, request)
+
+    class SecureHandler(urllib.request.HTTPSHandler):
+        def https_open(self, request):
+            return self.do_open(SecureConnection, request)
+
     opener = urllib.request.OpenerDirector()
     for handler in (
-        urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
+        Handler(),
+        SecureHandler(),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPRedirectHandler(),
         urllib.request.HTTPErrorProcessor(),
@@ -151,7 +272,13 @@ def is_image_file_name(source) -> bool:
     return Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
-def load_rgb_image(source, *, allow_urls: bool = False, convert_rgb: bool = True) -> torch.Tensor:
+def load_rgb_image(
+    source,
+    *,
+    allow_urls: bool = False,
+    convert_rgb: bool = True,
+    allowed_dirs: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
+) -> torch.Tensor:
     """A still picture as pixels, upright and in RGB.
 
     Args:
@@ -159,6 +286,7 @@ def load_rgb_image(source, *, allow_urls: bool = False, convert_rgb: bool = True
             or, where allowed, a URL.
         allow_urls: whether URLs may be fetched.
         convert_rgb: turn grayscale, palette, CMYK and transparent pictures into RGB; if not, they are refused.
+        allowed_dirs: folders out of which no path may lead, as in `regular_file`.
 
     Returns:
         uint8 tensor (3, H, W), the EXIF orientation applied.
@@ -167,7 +295,7 @@ def load_rgb_image(source, *, allow_urls: bool = False, convert_rgb: bool = True
         ValueError: not a readable picture, or not RGB where `convert_rgb` is off.
         OSError: the file is missing or not a regular file, or the URL cannot be fetched.
     """
-    image = source if isinstance(source, Image.Image) else _open_image(source, allow_urls)
+    image = source if isinstance(source, Image.Image) else _open_image(source, allow_urls, allowed_dirs)
     name = "<PIL image>" if image is source else describe_source(source)
     try:
         image = ImageOps.exif_transpose(image)
@@ -184,7 +312,7 @@ def load_rgb_image(source, *, allow_urls: bool = False, convert_rgb: bool = True
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def _open_image(source, allow_urls: bool) -> Image.Image:
+def _open_image(source, allow_urls: bool, allowed_dirs=None) -> Image.Image:
     name = describe_source(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
         content = bytes(source)
@@ -194,7 +322,7 @@ def _open_image(source, allow_urls: bool) -> Image.Image:
         content = _decode_base64(source.partition(",")[2], name)
     elif isinstance(source, (str, os.PathLike)):
         try:
-            content = Path(regular_file(source)).read_bytes()
+            content = Path(regular_file(source, allowed_dirs)).read_bytes()
         except (OSError, ValueError):
             # A long string that is no path may be the picture itself in base64.
             if not isinstance(source, str) or len(source) < 64:

@@ -16,6 +16,7 @@ from PIL import Image
 from tiny import tiny_config, tiny_model, tiny_processor
 
 from video_panda import VideoPandaProcessor
+from video_panda.processing import sources_video_panda
 from video_panda.processing.geometry_video_panda import num_frame_tokens, token_grid
 
 KINDS = ("byte_bpe", "metaspace_bpe", "words")
@@ -310,7 +311,7 @@ def test_all_forms_of_an_image_are_the_same_image(media, form):
 @pytest.fixture
 def web(media, monkeypatch):
     """(address, list of what was asked for) of a server of the media folder."""
-    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(sources_video_panda, "is_public_address", lambda address: address == "127.0.0.1")
     asked = []
 
     class Handler(http.server.SimpleHTTPRequestHandler):

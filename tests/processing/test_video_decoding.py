@@ -19,6 +19,7 @@ import torch
 from clips import barcode_frame, read_barcodes, set_rotation, truncate, write_audio, write_clip
 
 from video_panda.processing import containers_video_panda as containers
+from video_panda.processing import sources_video_panda as sources
 from video_panda.processing import stream_probe_video_panda as stream_probe
 from video_panda.processing import video_decoding_video_panda as decoding
 from video_panda.processing.video_decoding_video_panda import VideoDecodeError, VideoPandaDecodeError, decode_video
@@ -502,9 +503,11 @@ def test_downloads_that_break_off(web):
 
 
 @pytest.fixture
-def web():
+def web(monkeypatch):
     """A web server of one page; /missing is not there and /to-a-file redirects to file://."""
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+    monkeypatch.setattr(sources, "is_public_address", lambda address: address == "127.0.0.1")
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
