@@ -25,6 +25,8 @@ _KEYS_OF_CONFIGS = frozenset(
     | {"model_input_names", "transformers_version"}
 )
 
+_OPTIONS_OF_THE_MACHINE = frozenset({"allow_urls", "allowed_dirs", "isolate"})
+
 
 @dataclass(frozen=True)
 class VideoPandaCanvas:
@@ -160,6 +162,7 @@ class VideoPandaCanvasMixin:
     do_normalize = True
     do_convert_rgb = True
     allow_urls = False
+    allowed_dirs = None
 
     per_call_kwargs = ("return_tensors",)
 
@@ -177,6 +180,16 @@ class VideoPandaCanvasMixin:
         super().__init__(**kwargs)
         self._set_attributes(**kwargs)
         self._canvas({})
+
+    @classmethod
+    def from_dict(cls, processor_dict: dict, **kwargs):
+        """As in transformers; a checkpoint has no say in what may be opened on the machine that loads it."""
+        own = {key: value for key, value in processor_dict.items() if key not in _OPTIONS_OF_THE_MACHINE}
+        return super().from_dict(own, **kwargs)
+
+    def to_dict(self) -> dict:
+        """As in transformers, without what is of this machine alone."""
+        return {key: value for key, value in super().to_dict().items() if key not in _OPTIONS_OF_THE_MACHINE}
 
     @property
     def tokens_per_side(self) -> int:

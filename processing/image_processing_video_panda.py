@@ -23,12 +23,14 @@ class VideoPandaImageProcessorKwargs(ImagesKwargs, total=False):
         patch_size: side of one patch, px.
         downsample_window: patches a side that become one token.
         allow_urls: whether http(s) addresses may be fetched; off unless asked for.
+        allowed_dirs: a folder, or several, out of which no path may lead; anywhere unless given.
     """
 
     image_size: int | None
     patch_size: int | None
     downsample_window: int | None
     allow_urls: bool | None
+    allowed_dirs: str | os.PathLike | list[str | os.PathLike] | None
 
 
 class VideoPandaImageProcessor(VideoPandaCanvasMixin, BaseImageProcessor):
@@ -72,6 +74,7 @@ class VideoPandaImageProcessor(VideoPandaCanvasMixin, BaseImageProcessor):
         pictures = self.fetch_images(
             images,
             allow_urls=given.get("allow_urls"),
+            allowed_dirs=given.get("allowed_dirs"),
             input_data_format=given.get("input_data_format", self.input_data_format),
             do_convert_rgb=given.get("do_convert_rgb", self.do_convert_rgb),
         )
@@ -94,6 +97,7 @@ class VideoPandaImageProcessor(VideoPandaCanvasMixin, BaseImageProcessor):
         allow_urls: bool | None = None,
         input_data_format: str | None = None,
         do_convert_rgb: bool = True,
+        allowed_dirs: str | os.PathLike | list[str | os.PathLike] | None = None,
     ):
         """Read one picture, or (nested) lists of them.
 
@@ -102,6 +106,7 @@ class VideoPandaImageProcessor(VideoPandaCanvasMixin, BaseImageProcessor):
             allow_urls: whether URLs may be fetched; the processor's own setting unless given.
             input_data_format: "channels_first" or "channels_last" for arrays whose shape does not tell.
             do_convert_rgb: turn grayscale, palette, CMYK and transparent pictures into RGB.
+            allowed_dirs: folders out of which no path may lead; the processor's own setting unless given.
 
         Returns:
             A uint8 tensor (3, H, W), or lists of them nested alike; a batch array gives a list.
@@ -110,13 +115,16 @@ class VideoPandaImageProcessor(VideoPandaCanvasMixin, BaseImageProcessor):
             ValueError, OSError: as `preprocess`.
         """
         allow_urls = bool(self.allow_urls if allow_urls is None else allow_urls)
+        allowed_dirs = self.allowed_dirs if allowed_dirs is None else allowed_dirs
         images = image_url_or_urls
         if isinstance(images, (list, tuple)):
             if not images:
                 raise ValueError("`images` holds an empty list; expected at least one picture")
-            return [self.fetch_images(image, allow_urls, input_data_format, do_convert_rgb) for image in images]
+            options = (allow_urls, input_data_format, do_convert_rgb, allowed_dirs)
+            return [self.fetch_images(image, *options) for image in images]
         if isinstance(images, (Image.Image, str, os.PathLike, bytes, bytearray, memoryview)):
-            return load_rgb_image(images, allow_urls=allow_urls, convert_rgb=do_convert_rgb)
+            access = {"allow_urls": allow_urls, "allowed_dirs": allowed_dirs}
+            return load_rgb_image(images, convert_rgb=do_convert_rgb, **access)
         num_dimensions = getattr(images, "ndim", None)
         if num_dimensions not in (2, 3, 4):
             shape = f" of shape {tuple(images.shape)}" if num_dimensions is not None else ""

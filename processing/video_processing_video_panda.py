@@ -7,6 +7,7 @@ answers random and swaps left and right.
 Legend: T frames, C = 3 channels, S px a side of the canvas.
 """
 
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -17,6 +18,7 @@ from transformers.video_processing_utils import VideoProcessorMixin
 from transformers.video_utils import VideoMetadata
 
 from .canvas_video_panda import VideoPandaCanvas, VideoPandaCanvasMixin, as_uint8_frames
+from .decode_limits_video_panda import VideoPandaDecodeLimits
 from .frame_request_video_panda import VideoPandaFrameRequest, choose_present, indices_per_video
 from .options_video_panda import check_names, plain_options
 from .sources_video_panda import load_rgb_image
@@ -41,6 +43,8 @@ class VideoPandaVideoProcessorKwargs(VideosKwargs, total=False):
         start: take frames from here on, seconds.
         end: take frames up to here, itself left out, seconds.
         allow_urls: whether http(s) addresses may be fetched; off unless asked for.
+        allowed_dirs: a folder, or several, out of which no path may lead; anywhere unless given.
+        isolate: whether files are decoded in a process of their own; URLs only unless given.
     """
 
     image_size: int | None
@@ -50,6 +54,8 @@ class VideoPandaVideoProcessorKwargs(VideosKwargs, total=False):
     start: int | float | None
     end: int | float | None
     allow_urls: bool | None
+    allowed_dirs: str | os.PathLike | list[str | os.PathLike] | None
+    isolate: bool | None
 
 
 class VideoPandaVideoProcessor(VideoPandaCanvasMixin, VideoProcessorMixin):
@@ -75,6 +81,7 @@ class VideoPandaVideoProcessor(VideoPandaCanvasMixin, VideoProcessorMixin):
     per_call_kwargs = ("frame_indices", "start", "end", "video_metadata", "return_tensors")
     num_frames = 8
     do_sample_frames = True
+    isolate = None
 
     def preprocess(self, videos, **kwargs) -> BatchFeature:
         """Turn videos into the model's inputs.
@@ -109,6 +116,8 @@ class VideoPandaVideoProcessor(VideoPandaCanvasMixin, VideoProcessorMixin):
             given.get("video_metadata"),
             requests=requests,
             allow_urls=given.get("allow_urls", self.allow_urls),
+            allowed_dirs=given.get("allowed_dirs", self.allowed_dirs),
+            isolate=given.get("isolate", self.isolate),
             input_data_format=given.get("input_data_format", self.input_data_format),
             do_convert_rgb=given.get("do_convert_rgb", self.do_convert_rgb),
         )
@@ -148,14 +157,22 @@ class VideoPandaVideoProcessor(VideoPandaCanvasMixin, VideoProcessorMixin):
 
     # transformers' own fetch_videos is hard-wired to torchcodec and torchvision.
     def fetch_videos(
-        self, video_url_or_urls, sample_indices_fn: Callable | None = None, allow_urls: bool | None = None
+        self,
+        video_url_or_urls,
+        sample_indices_fn: Callable | None = None,
+        allow_urls: bool | None = None,
+        *,
+        allowed_dirs: str | os.PathLike | list[str | os.PathLike] | None = None,
+        isolate: bool | None = None,
+        limits: VideoPandaDecodeLimits | None = None,
     ):
         """Decode one file, or a list of them, with this package's reader.
 
         Args:
             video_url_or_urls: a path, bytes or, where allowed, URL; or a list of these.
             sample_indices_fn: gives the frame indices for a `VideoMetadata`; the processor's own rule unless given.
-            allow_urls: whether URLs may be fetched; the processor's own setting unless given.
+            allow_urls, allowed_dirs, isolate: as in `decode_video`; the processor's own settings unless given.
+            limits: as in `decode_video`.
 
         Returns:
             (frames uint8 (T, H, W, 3), metadata); for a list, a pair of lists.
@@ -164,11 +181,20 @@ class VideoPandaVideoProcessor(VideoPandaCanvasMixin, VideoProcessorMixin):
             ValueError, OSError: as `decode_video`.
         """
         if isinstance(video_url_or_urls, (list, tuple)):
-            pairs = [self.fetch_videos(source, sample_indices_fn, allow_urls) for source in video_url_or_urls]
+            options = {"allowed_dirs": allowed_dirs, "isolate": isolate, "limits": limits}
+            pairs = [
+                self.fetch_videos(source, sample_indices_fn, allow_urls, **options) for source in video_url_or_urls
+            ]
             return [frames for frames, _ in pairs], [metadata for _, metadata in pairs]
         choose = sample_indices_fn or self._requests({}, 1)[0].choose
-        allow_urls = self.allow_urls if allow_urls is None else allow_urls
-        return decode_video(video_url_or_urls, choose, allow_urls=bool(allow_urls))
+        return decode_video(
+            video_url_or_urls,
+            choose,
+            allow_urls=bool(self.allow_urls if allow_urls is None else allow_urls),
+            allowed_dirs=self.allowed_dirs if allowed_dirs is None else allowed_dirs,
+            isolate=self.isolate if isolate is None else isolate,
+            limits=limits,
+        )
 
     # transformers' own needs torchvision, refuses lists of pictures when sampling, and knows no frame indices.
     def _decode_and_sample_videos(
@@ -178,6 +204,8 @@ class VideoPandaVideoProcessor(VideoPandaCanvasMixin, VideoProcessorMixin):
         *,
         requests: list[VideoPandaFrameRequest],
         allow_urls: bool = False,
+        allowed_dirs: str | os.PathLike | list[str | os.PathLike] | None = None,
+        isolate: bool | None = None,
         input_data_format: str | None = None,
         do_convert_rgb: bool = True,
     ) -> tuple[list[list[torch.Tensor]], list[VideoMetadata]]:
@@ -190,7 +218,9 @@ class VideoPandaVideoProcessor(VideoPandaCanvasMixin, VideoProcessorMixin):
             if is_video_file(video):
                 if known is not None:
                     raise ValueError(f"{name}: `video_metadata` is for frames that are given; a file says it itself")
-                frames_THWC, metadata = self.fetch_videos(video, request.choose, allow_urls)
+                frames_THWC, metadata = self.fetch_videos(
+                    video, request.choose, allow_urls, allowed_dirs=allowed_dirs, isolate=isolate
+                )
                 frames = [frames_THWC.permute(0, 3, 1, 2)]
             elif is_array(video):
                 frames_TCHW = as_uint8_frames(video, name, input_data_format, do_convert_rgb)
@@ -205,8 +235,9 @@ class VideoPandaVideoProcessor(VideoPandaCanvasMixin, VideoProcessorMixin):
                 metadata.height, metadata.width = frames_TCHW.shape[-2:]
             else:
                 indices, metadata = choose_present(request, known, len(video), resample=request.is_explicit)
+                access = {"allow_urls": bool(allow_urls), "allowed_dirs": allowed_dirs}
                 frames = [
-                    self._as_frame(video[index], f"{name}[{index}]", input_data_format, do_convert_rgb, allow_urls)
+                    self._as_frame(video[index], f"{name}[{index}]", input_data_format, do_convert_rgb, access)
                     for index in indices
                 ]
                 metadata.height, metadata.width = frames[0].shape[-2:]
@@ -215,11 +246,11 @@ class VideoPandaVideoProcessor(VideoPandaCanvasMixin, VideoProcessorMixin):
         return all_frames, all_metadata
 
     @staticmethod
-    def _as_frame(picture, name: str, input_data_format, do_convert_rgb: bool, allow_urls: bool) -> torch.Tensor:
+    def _as_frame(picture, name: str, input_data_format, do_convert_rgb: bool, access: dict) -> torch.Tensor:
         """One picture of a list as uint8 (1, 3, H, W)."""
         if is_array(picture):
             return as_uint8_frames(picture[None], name, input_data_format, do_convert_rgb)
-        return load_rgb_image(picture, allow_urls=bool(allow_urls), convert_rgb=do_convert_rgb)[None]
+        return load_rgb_image(picture, convert_rgb=do_convert_rgb, **access)[None]
 
     def _preprocess(self, videos: list[list[torch.Tensor]], canvas: VideoPandaCanvas) -> dict[str, torch.Tensor]:
         """Paste and normalise; shorter videos are padded at the end with zeros."""

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from ..processing.decode_limits_video_panda import VideoPandaDecodeLimits
 from ..processing.image_processing_video_panda import VideoPandaImageProcessor
 from ..processing.video_processing_video_panda import VideoPandaVideoProcessor
 from .samples import SampleError, load_samples, parse_sample, split_indexed, visual_path
@@ -28,6 +29,8 @@ _REPORT_HEADER = {"kind": "check-data report", "version": 1}
 # These may have had another cause than the clip (a busy machine, too little memory): tried again by the next run.
 _TRIED_AGAIN = (TIMEOUT, CRASH)
 _START_TIMEOUT_S = 300.0
+# The time is the pool's to limit: a clip that took too long on a busy machine is tried again, an unreadable one is not.
+_LIMITS = VideoPandaDecodeLimits(seconds=24 * 3600.0)
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,7 @@ def check_clip(kind: str, path: str, num_frames: int) -> str | None:
         if kind == "image":
             _image_processor().fetch_images(Path(path))
         else:
-            _video_processor(num_frames).fetch_videos(Path(path))
+            _video_processor(num_frames).fetch_videos(Path(path), isolate=True, limits=_LIMITS)
     except (OSError, ValueError) as error:
         return str(error) or type(error).__name__
     return None

@@ -71,6 +71,8 @@ class VideoPandaDataCollator:
         teacher_video_processor: draws the same frames for a teacher; default: no teacher.
         teacher_cache: a `TeacherCache` whose features spare the teacher those videos.
         num_frames: frames of a video; the processor's own number unless given.
+        isolate: whether videos are decoded in a process of its own, so that a clip that crashes or blocks a decoder is
+            an unreadable one and not the end of the training.
         pad_to_multiple_of: L becomes a multiple of this.
 
     Raises:
@@ -88,6 +90,7 @@ class VideoPandaDataCollator:
         teacher_video_processor=None,
         teacher_cache=None,
         num_frames: int | None = None,
+        isolate: bool = True,
         pad_to_multiple_of: int | None = None,
     ):
         _check_choice("too_long", too_long, ("drop", "error"))
@@ -106,7 +109,7 @@ class VideoPandaDataCollator:
         self.root = root
         self.max_length, self.too_long, self.unreadable = max_length, too_long, unreadable
         self.teacher_video_processor, self.teacher_cache = teacher_video_processor, teacher_cache
-        self.num_frames, self.pad_to_multiple_of = num_frames, pad_to_multiple_of
+        self.num_frames, self.pad_to_multiple_of, self.isolate = num_frames, pad_to_multiple_of, isolate
 
     def __call__(self, raw_samples: list) -> dict:
         """One batch.
@@ -196,7 +199,7 @@ class VideoPandaDataCollator:
         choose = None
         if self.num_frames is not None:
             choose = functools.partial(video_processor.sample_frames, num_frames=self.num_frames)
-        frames, metadata = video_processor.fetch_videos(path, choose)
+        frames, metadata = video_processor.fetch_videos(path, choose, isolate=self.isolate)
         digest = None
         if self.teacher_cache is not None:
             digest = clip_digest(path)

@@ -3,6 +3,7 @@
 import base64
 import builtins
 import io
+import json
 import os
 import socket
 import threading
@@ -16,8 +17,10 @@ from clips import read_barcodes, write_clip
 from PIL import Image
 
 from video_panda.processing import sources_video_panda as sources
+from video_panda.processing.image_processing_video_panda import VideoPandaImageProcessor
 from video_panda.processing.sources_video_panda import download, is_public_address, load_rgb_image, regular_file
 from video_panda.processing.video_decoding_video_panda import VideoDecodeError, decode_video
+from video_panda.processing.video_processing_video_panda import VideoPandaVideoProcessor
 
 PUBLIC = "93.184.216.34"
 
@@ -188,6 +191,35 @@ def test_what_lies_inside_is_read(tree, watched):
     assert all(path.startswith(str(tree / "media")) for path in watched["opened"])
 
 
+def test_the_processors_confine_paths_as_well(tree, watched):
+    photo, clip = str(tree / "secret" / "photo.png"), str(tree / "secret" / "clip.mp4")
+    inside = [str(tree / "media" / name) for name in ("clip.mp4", "photo.png")]
+    for options, call in (({"allowed_dirs": tree / "media"}, {}), ({}, {"allowed_dirs": [str(tree / "media")]})):
+        of_videos, of_images = VideoPandaVideoProcessor(**options), VideoPandaImageProcessor(**options)
+        for video in (clip, [photo, photo]):
+            with pytest.raises(PermissionError, match="outside the allowed folders"):
+                of_videos(video, **call)
+        with pytest.raises(PermissionError, match="outside the allowed folders"):
+            of_images([photo], **call)
+        assert watched["opened"] == []
+        assert of_videos(inside[0], **call)["video_grid_thw"].shape == (1, 3)
+        assert of_images(inside[1], **call)["image_grid_thw"].shape == (1, 3)
+        watched["opened"].clear()
+
+
+@pytest.mark.parametrize("kind", [VideoPandaVideoProcessor, VideoPandaImageProcessor])
+def test_a_checkpoint_has_no_say_in_what_may_be_opened(kind, tmp_path):
+    own = kind(allow_urls=True, allowed_dirs=["/media"])
+    own.save_pretrained(tmp_path)
+    written = next(tmp_path.glob("*.json"))
+    assert not {"allow_urls", "allowed_dirs", "isolate"} & set(json.loads(written.read_text()))
+    hostile = {**json.loads(written.read_text()), "allow_urls": True, "allowed_dirs": ["/"], "isolate": False}
+    written.write_text(json.dumps(hostile))
+    loaded = kind.from_pretrained(tmp_path)
+    assert (loaded.allow_urls, loaded.allowed_dirs, getattr(loaded, "isolate", None)) == (False, None, None)
+    assert kind.from_pretrained(tmp_path, allow_urls=True).allow_urls
+
+
 def test_an_existing_file_outside_is_not_told_from_a_missing_one(tree):
     for allowed, error in (
         (tree / "media", PermissionError),
@@ -213,13 +245,13 @@ def test_pictures_in_the_text_itself_need_no_file(watched):
 # ------------------------------------------------------------------------------------------------------------ URLs
 
 
-@pytest.mark.parametrize(
-    "address",
-    """127.0.0.1 127.8.8.8 0.0.0.0 10.0.0.1 172.16.0.1 172.31.255.255 192.168.1.1 169.254.169.254 100.64.0.1 192.0.2.1
-    198.18.0.1 198.51.100.7 203.0.113.9 224.0.0.1 239.255.255.250 240.0.0.1 255.255.255.255 :: ::1 fe80::1 fe80::1%eth0
-    fc00::1 fd12:3456::1 ff02::1 2001:db8::1 ::ffff:127.0.0.1 ::ffff:10.0.0.1 ::ffff:8.8.8.8 64:ff9b::7f00:1
-    64:ff9b:1::7f00:1 2002:7f00:1:: 2001:0:4136:e378:8000:63bf:3fff:fdd2 100::1 fec0::1""".split(),
-)
+NOT_PUBLIC_ADDRESSES = """127.0.0.1 127.8.8.8 0.0.0.0 10.0.0.1 172.16.0.1 172.31.255.255 192.168.1.1 169.254.169.254 100.64.0.1 192.0.2.1
+198.18.0.1 198.51.100.7 203.0.113.9 224.0.0.1 239.255.255.250 240.0.0.1 255.255.255.255 :: ::1 fe80::1 fe80::1%eth0
+fc00::1 fd12:3456::1 ff02::1 2001:db8::1 ::ffff:127.0.0.1 ::ffff:10.0.0.1 ::ffff:8.8.8.8 64:ff9b::7f00:1
+64:ff9b:1::7f00:1 2002:7f00:1:: 2001:0:4136:e378:8000:63bf:3fff:fdd2 100::1 fec0::1"""
+
+
+@pytest.mark.parametrize("address", NOT_PUBLIC_ADDRESSES.split())
 def test_addresses_that_are_not_public(address):
     assert not is_public_address(address)
 

@@ -152,9 +152,9 @@ def test_a_clip_is_decoded_once_for_all_who_see_it(processor, root, monkeypatch)
     decoded = []
     fetch = type(processor.video_processor).fetch_videos
 
-    def counting(self, path, *arguments):
+    def counting(self, path, *arguments, **options):
         decoded.append(path.name)
-        return fetch(self, path, *arguments)
+        return fetch(self, path, *arguments, **options)
 
     monkeypatch.setattr(type(processor.video_processor), "fetch_videos", counting)
     VideoPandaDataCollator(processor, root, teacher_video_processor=teacher())([WIDE, TALL, BOTH, WIDE])
