@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 
 from .decode_limits_video_panda import VideoPandaDecodeError, VideoPandaDecodeLimits
+from .frame_reading_video_panda import VideoPandaDescription, VideoPandaSource
 from .isolated_worker_video_panda import receive_message, send_message
 
 _START_SECONDS = 120.0  # on a machine that is busy with other things
@@ -47,17 +48,15 @@ _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL"
 
 
 def read_isolated(
-    content: str | bytes,
-    name: str,
-    choose_frames: Callable[[dict], list[int]],
+    opened: VideoPandaSource,
+    choose_frames: Callable[[VideoPandaDescription], list[int]],
     limits: VideoPandaDecodeLimits,
 ) -> tuple[np.ndarray, list[int], str]:
-    """Decode the chosen frames of a video in a worker process.
+    """As `read_frames`, in a worker process.
 
     Args:
-        content: the real path of a file, or its bytes.
-        name: how messages call it.
-        choose_frames: gets the metadata as a dictionary, in this process, and returns the frame indices wanted.
+        opened: the source.
+        choose_frames: called once, in this process; returns the frame indices wanted.
         limits: what the video may take.
 
     Returns:
@@ -71,7 +70,7 @@ def read_isolated(
     workers = _pool()
     worker = workers.borrow()
     try:
-        return worker.read(content, name, choose_frames, limits)
+        return worker.read(opened, choose_frames, limits)
     finally:
         # After Ctrl-C in the middle of an answer it is not.
         if worker.is_idle:
@@ -114,25 +113,25 @@ class _VideoPandaWorker:
         return self._process.poll() is None
 
     def read(
-        self, content: str | bytes, name: str, choose_frames: Callable, limits: VideoPandaDecodeLimits
+        self, opened: VideoPandaSource, choose_frames: Callable, limits: VideoPandaDecodeLimits
     ) -> tuple[np.ndarray, list[int], str]:
         """As `read_isolated`."""
         self.is_idle = False
-        self._name, self._limits = name, limits
+        self._opened, self._limits = opened, limits
         self._deadline = time.monotonic() + limits.seconds
-        with _as_open_file(content) as (path, files):
-            described = self._ask({"path": path, "name": name, "limits": asdict(limits)}, files)
-            metadata = self._checked_metadata(described)
+        with _as_open_file(opened.content) as (path, files):
+            answer = self._ask({"path": path, "name": opened.name, "limits": asdict(limits)}, files)
+            description = self._checked_description(answer)
             before = time.monotonic()
             try:
-                indices = choose_frames(metadata)
+                indices = choose_frames(description)
             except BaseException:
                 with contextlib.suppress(OSError):
                     send_message(self._channel, {"indices": None})
                     self.is_idle = True
                 raise
             self._deadline += time.monotonic() - before  # the caller's own time
-            frames = np.empty((len(indices), metadata["height"], metadata["width"], 3), dtype=np.uint8)  # (T, H, W, 3)
+            frames = np.empty((len(indices), description.height, description.width, 3), dtype=np.uint8)  # (T, H, W, 3)
             self._output = self._output or _shared_file()
             answer = self._ask({"indices": indices, "num_bytes": frames.nbytes}, [self._output])
             if _read_all(self._output, frames) != frames.nbytes:
@@ -196,29 +195,27 @@ class _VideoPandaWorker:
             os.close(file)
         return message
 
-    def _checked_metadata(self, answer: dict) -> dict:
-        """What the worker says about the video, as plain values of the kinds that they must be of."""
-        described = answer.get("metadata")
-        sizes = ("total_num_frames", "width", "height")
+    def _checked_description(self, answer: dict) -> VideoPandaDescription:
+        """What the worker says about the video, of the kinds that it must be of."""
         try:
-            metadata = {key: int(described[key]) for key in sizes}
-            for key in ("fps", "duration"):
-                metadata[key] = None if described[key] is None else float(described[key])
-            times = described["source_frame_times"]
-            metadata["source_frame_times"] = None if times is None else [float(time_s) for time_s in times]
+            told = answer["metadata"]
+            numbers = {key: int(told[key]) for key in ("total_num_frames", "width", "height")}
+            rates = {key: None if told[key] is None else float(told[key]) for key in ("fps", "duration")}
+            times = told["source_frame_times"]
+            times = None if times is None else [float(time_s) for time_s in times]
         except (KeyError, TypeError, ValueError) as error:
             raise self._error(f"the worker gave a wrong answer: {error!r}") from error
-        if min(metadata[key] for key in sizes) < 1:
-            raise self._error(f"the worker gave a wrong answer: {metadata}")
+        if min(numbers.values()) < 1 or (times is not None and len(times) != numbers["total_num_frames"]):
+            raise self._error(f"the worker gave a wrong answer: {numbers}")
         try:
-            self._limits.check_num_frames(metadata["total_num_frames"])
-            self._limits.check_frame_size(metadata["width"], metadata["height"])
+            self._limits.check_num_frames(numbers["total_num_frames"])
+            self._limits.check_frame_size(numbers["width"], numbers["height"])
         except ValueError as error:
             raise self._error(str(error)) from None
-        return metadata
+        return VideoPandaDescription(**numbers, **rates, source_frame_times=times)
 
     def _error(self, reason: str) -> VideoPandaDecodeError:
-        return VideoPandaDecodeError(f"{self._name}: {reason}")
+        return self._opened.error(reason)
 
     def _death(self) -> str:
         """How the process ended."""

@@ -14,8 +14,12 @@ import signal
 import socket
 import struct
 import threading
+from dataclasses import asdict
+
+import numpy as np
 
 from .decode_limits_video_panda import VideoPandaDecodeError, VideoPandaDecodeLimits
+from .frame_reading_video_panda import VideoPandaDescription, VideoPandaSource, read_frames
 
 try:
     import resource
@@ -109,17 +113,14 @@ def _end_with_caller(channel: socket.socket) -> None:
 
 def _answer(channel: socket.socket, request: dict, descriptors: list[int]) -> dict | None:
     """Read one video: what is to be told in the end, None where the caller wants nothing any more."""
-    from .video_decoding_video_panda import _VideoPandaSource, read_frames
-
     limits = VideoPandaDecodeLimits(**request["limits"])
     # A source in memory comes as an open file; opened anew by its number, each reader has a position of its own.
     content = request["path"] if request["path"] is not None else f"/proc/self/fd/{descriptors[0]}"
     output = []
 
-    def choose(metadata) -> list[int]:
+    def choose(description: VideoPandaDescription) -> list[int]:
         signal.alarm(0)
-        described = {**dict(metadata), "source_frame_times": metadata.source_frame_times}
-        send_message(channel, {"metadata": described})
+        send_message(channel, {"metadata": asdict(description)})
         reply, files = receive_message(channel)
         output.extend(files)
         if reply["indices"] is None:
@@ -129,9 +130,9 @@ def _answer(channel: socket.socket, request: dict, descriptors: list[int]) -> di
 
     try:
         _limit(limits, 0)
-        frames, metadata = read_frames(_VideoPandaSource(content, request["name"]), choose, limits)
-        _write_all(output[0], memoryview(frames.numpy()).cast("B"))
-        return {"backend": metadata.video_backend}
+        frames, _, backend = read_frames(VideoPandaSource(content, request["name"]), choose, limits)
+        _write_all(output[0], memoryview(np.ascontiguousarray(frames)).cast("B"))
+        return {"backend": backend}
     except VideoPandaAbandonedError:
         return None
     except VideoPandaDecodeError as error:

@@ -19,9 +19,9 @@ import torch
 from clips import barcode_frame, read_barcodes, set_rotation, truncate, write_audio, write_clip
 
 from video_panda.processing import containers_video_panda as containers
+from video_panda.processing import frame_reading_video_panda as decoding
 from video_panda.processing import sources_video_panda as sources
 from video_panda.processing import stream_probe_video_panda as stream_probe
-from video_panda.processing import video_decoding_video_panda as decoding
 from video_panda.processing.video_decoding_video_panda import VideoDecodeError, VideoPandaDecodeError, decode_video
 
 NUM_FRAMES = 40
@@ -310,7 +310,7 @@ def test_damage_lasts_until_the_next_key_frame(tmp_path):
     assert flagged, "FFmpeg notices this damage"
     assert set(flagged) < set(range(11, 20))
 
-    opened = decoding._VideoPandaSource(str(broken), "broken.mkv")
+    opened = decoding.VideoPandaSource(str(broken), "broken.mkv")
     damaged = [
         index for index, (_, bad) in enumerate(stream_probe.follow_damage(decoding._iterate_frames(opened))) if bad
     ]

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers.video_utils import VideoMetadata
 
-from video_panda.processing import video_decoding_video_panda as decoding
+from video_panda.processing import frame_reading_video_panda as decoding
 from video_panda.processing.canvas_video_panda import CLIP_MEAN, CLIP_STD
 from video_panda.processing.video_processing_video_panda import VideoPandaVideoProcessor
 

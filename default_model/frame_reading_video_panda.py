@@ -1,0 +1,1 @@
+../processing/frame_reading_video_panda.py
