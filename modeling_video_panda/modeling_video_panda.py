@@ -4,6 +4,7 @@ Shape suffixes: B prompts, L prompt length, V videos, I images, T frames, C chan
 of STAB, H width of the language model; see `stab_video_panda.py` for M, K, h, w.
 """
 
+import inspect
 from dataclasses import dataclass
 from functools import partial
 
@@ -340,9 +341,6 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
         has_pixels = pixel_values is not None or pixel_values_videos is not None
         if has_pixels and mm_encoder_outputs is not None:
             raise ValueError("Give pixel values or mm_encoder_outputs, not both")
-        if inputs_embeds is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)
-
         encoded = dict(mm_encoder_outputs or {})
         if pixel_values is not None:
             encoded["image"] = self.get_image_features(pixel_values, image_grid_thw, return_dict=True)
@@ -350,10 +348,13 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
             encoded["video"] = self.get_video_features(pixel_values_videos, video_grid_thw, return_dict=True)
         features = {}
         # A single new token of a decoding step is never a placeholder (their logits are masked): nothing to check.
-        if encoded or inputs_embeds.shape[1] > 1:
+        if encoded or (inputs_embeds if input_ids is None else input_ids).shape[1] > 1:
+            if inputs_embeds is None:
+                inputs_embeds = self.get_input_embeddings()(input_ids)
             inputs_embeds, features = self._insert_visual_tokens(input_ids, inputs_embeds, encoded)
 
         outputs = self.language_model(
+            input_ids=input_ids if inputs_embeds is None else None,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -381,6 +382,7 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, VideoPandaGe
         super().__init__(config)
         self.model = VideoPandaModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self._num_text_tokens = config.num_text_tokens  # looked up at every step of decoding
         # Not every language model calls its embedding `embed_tokens` (GPT-2: `wte`).
         embedding = self.model.language_model.get_input_embeddings()
         name = next(name for name, module in self.named_modules() if module is embedding)
@@ -444,7 +446,7 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, VideoPandaGe
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         if self._tp_size is not None:
             logits = logits.clone()  # gathered from all ranks: a view, which must not be written to while it has a gradient
-        logits[..., self.config.num_text_tokens :] = torch.finfo(logits.dtype).min
+        logits[..., self._num_text_tokens :] = torch.finfo(logits.dtype).min
         loss = None
         if labels is not None:
             labels = labels.masked_fill(labels >= self.config.num_text_tokens, -100)
@@ -475,5 +477,7 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, VideoPandaGe
 
 
 VideoPandaForConditionalGeneration.register_for_auto_class("AutoModel")
+# `generate` asks for it several times: it need not be worked out each time.
+VideoPandaForConditionalGeneration.forward.__signature__ = inspect.signature(VideoPandaForConditionalGeneration.forward)
 
 __all__ = ["VideoPandaForConditionalGeneration", "VideoPandaModel", "VideoPandaPreTrainedModel"]

@@ -1,0 +1,1 @@
+../modeling_video_panda/cache_video_panda.py
