@@ -16,6 +16,10 @@ DOWNSAMPLINGS = ("lsd", "avg_pool", "half_resolution", "perceiver_resampler")
 DOWNSAMPLING_POSITIONS = ("after_lste", "before_lste")
 VOCABULARY_MULTIPLE = 64
 
+# CLIP's, for pixels in [0, 1]; also the processors' defaults.
+_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
 # Everything of the model loads through these; the full model can `generate`, so each Auto class gives that one.
 AUTO_MAP = {
     "AutoConfig": "configuration_video_panda.VideoPandaConfig",
@@ -138,6 +142,7 @@ class VideoPandaVisionConfig(PreTrainedConfig):
             at half size and every patch is a token) or "perceiver_resampler" (Table 9).
         downsampling_position: "after_lste", or "before_lste" for the variant of Table 8.
         num_perceiver_layers: depth of the Perceiver Resampler, where that is chosen.
+        image_mean, image_std: of each channel, for pixels in [0, 1]: how pixels that are given as uint8 are normalised.
 
     Raises:
         ValueError: for a field that does not exist, is out of range, or contradicts another one.
@@ -169,9 +174,14 @@ class VideoPandaVisionConfig(PreTrainedConfig):
     downsampling: str = "lsd"
     downsampling_position: str = "after_lste"
     num_perceiver_layers: int = 2
+    image_mean: list[float] | tuple[float, ...] = _CLIP_MEAN
+    image_std: list[float] | tuple[float, ...] = _CLIP_STD
 
     def __post_init__(self, **kwargs):
         _refuse_unknown(self, kwargs)
+        for name in ("image_mean", "image_std"):
+            if isinstance(getattr(self, name), tuple):
+                setattr(self, name, list(getattr(self, name)))  # as config.json has it
         super().__post_init__(**kwargs)
         self.check()
 
@@ -224,7 +234,18 @@ class VideoPandaVisionConfig(PreTrainedConfig):
                 raise ValueError(
                     f"VideoPandaVisionConfig.{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
                 )
+        self._check_normalization()
         self._check_ablations()
+
+    def _check_normalization(self) -> None:
+        for name, low, high in (("image_mean", 0, 1 + 1e-6), ("image_std", 5e-324, inf)):
+            value = getattr(self, name)
+            is_list = isinstance(value, list) and len(value) == self.num_channels
+            if not is_list or any(isinstance(number, (bool, str)) or not low <= number < high for number in value):
+                raise ValueError(
+                    f"VideoPandaVisionConfig.{name} must be a list of numbers for pixels in [0, 1], one for each of the "
+                    f"{self.num_channels} channels, got {value!r}"
+                )
 
     def _check_geometry(self) -> None:
         if self.image_size % (self.patch_size * self.downsample_window):

@@ -11,7 +11,6 @@ from functools import partial
 import torch
 from torch import nn
 from transformers import AutoModel
-from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -22,6 +21,7 @@ from .checkpoint_video_panda import VideoPandaCheckpoint
 from .configuration_video_panda import VideoPandaConfig
 from .generation_video_panda import VideoPandaGenerationMixin
 from .stab_video_panda import VideoPandaSTAB
+from .vision_video_panda import VideoPandaProjector, VideoPandaVisionMixin, join_sequences
 
 # What `lm_head`, one linear layer, and a cache of keys and values would silently do otherwise than the original.
 _BIASED_HEAD = "its output layer has a bias"
@@ -85,21 +85,6 @@ def _build_language_model(config: VideoPandaConfig) -> nn.Module:
     return language_model
 
 
-class VideoPandaProjector(nn.Module):
-    """Two linear layers from STAB's width to the language model's. Release: `video_projector`."""
-
-    def __init__(self, config: VideoPandaConfig):
-        super().__init__()
-        hidden_size = config.text_config.hidden_size
-        self.linear_1 = nn.Linear(config.vision_config.hidden_size, hidden_size)
-        self.act = ACT2FN[config.vision_config.projector_hidden_act]
-        self.linear_2 = nn.Linear(hidden_size, hidden_size)
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(..., D) -> (..., H)."""
-        return self.linear_2(self.act(self.linear_1(tokens)))
-
-
 class VideoPandaPreTrainedModel(VideoPandaCheckpoint):
     """What both models share: loading and saving."""
 
@@ -118,7 +103,7 @@ class VideoPandaPreTrainedModel(VideoPandaCheckpoint):
     _can_compile_fullgraph = True
 
 
-class VideoPandaModel(VideoPandaPreTrainedModel):
+class VideoPandaModel(VideoPandaPreTrainedModel, VideoPandaVisionMixin):
     """STAB, the projector and the language model, without a head."""
 
     def __init__(self, config: VideoPandaConfig):
@@ -140,95 +125,6 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
             self.stab = encoder
         else:
             super().set_encoder(encoder, modality=modality)
-
-    @can_return_tuple
-    def get_video_features(
-        self, pixel_values_videos: torch.Tensor, video_grid_thw: torch.Tensor, **kwargs
-    ) -> BaseModelOutputWithPooling:
-        """Encode videos.
-
-        Args:
-            pixel_values_videos: (V, T, C, S, S) normalised canvases; videos of fewer frames are padded at the end.
-            video_grid_thw: (V, 3) integers: true frames, h, w in tokens. T = 1 is a still image (paper section 3).
-
-        Returns:
-            `pooler_output`: a tuple with one (tokens, H) tensor a video, all frames' projected sequences in order;
-            `last_hidden_state`: the same before the projector, concatenated (all tokens, D).
-
-        Raises:
-            ValueError: for shapes or grids that do not fit the configuration.
-        """
-        grids = self._checked_grids("video", pixel_values_videos, video_grid_thw, num_dims=5)
-        return self._project(self._encode(pixel_values_videos, grids))
-
-    @can_return_tuple
-    def get_image_features(
-        self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor, **kwargs
-    ) -> BaseModelOutputWithPooling:
-        """Encode still images: (I, C, S, S) canvases, (I, 3) grids with T = 1. Returns as `get_video_features`."""
-        grids = self._checked_grids("image", pixel_values, image_grid_thw, num_dims=4)
-        return self._project(self._encode(pixel_values.unsqueeze(1), grids))
-
-    def _checked_grids(self, kind: str, pixels: torch.Tensor, grid_thw, num_dims: int) -> list[list[int]]:
-        name = "pixel_values_videos" if kind == "video" else "pixel_values"
-        vision = self.config.vision_config
-        frame_shape = (vision.num_channels, vision.canvas_size, vision.canvas_size)
-        if pixels.ndim != num_dims or tuple(pixels.shape[-3:]) != frame_shape:
-            lead = "(num_videos, num_frames, " if kind == "video" else "(num_images, "
-            raise ValueError(
-                f"{name} has shape {tuple(pixels.shape)}, expected {lead}{', '.join(map(str, frame_shape))})"
-            )
-        if grid_thw is None:
-            raise ValueError(f"{name} was given without {kind}_grid_thw (its frames, rows and columns of tokens)")
-        if torch.as_tensor(grid_thw).is_floating_point():
-            raise ValueError(f"{kind}_grid_thw must hold integers, got {torch.as_tensor(grid_thw).dtype}")
-        if len(pixels) == 0:
-            raise ValueError(f"{name} is empty, expected at least one {kind}")
-        grids = torch.as_tensor(grid_thw).tolist()
-        if len(grids) != len(pixels) or any(not isinstance(grid, list) or len(grid) != 3 for grid in grids):
-            raise ValueError(
-                f"{kind}_grid_thw has shape {tuple(torch.as_tensor(grid_thw).shape)}, expected ({len(pixels)}, 3): one "
-                f"row for each of the {len(pixels)} entries of {name}"
-            )
-        max_frames = pixels.shape[1] if kind == "video" else 1
-        for index, (frames, height, width) in enumerate(grids):
-            side = vision.num_tokens_per_side
-            if not (1 <= frames <= max_frames and 1 <= height <= side and 1 <= width <= side):
-                raise ValueError(
-                    f"{kind}_grid_thw[{index}] is {(frames, height, width)}, expected frames in 1..{max_frames} and rows "
-                    f"and columns in 1..{side}"
-                )
-            if frames == 1 and not vision.use_fsra:
-                raise ValueError(
-                    f"{kind}_grid_thw[{index}] is a single frame: a still image's context is what FSRA computes, and "
-                    "this model was built with use_fsra=False"
-                )
-        return grids
-
-    def _encode(self, pixels_VTCSS: torch.Tensor, grids: list[list[int]]) -> list[torch.Tensor]:
-        """STAB's tokens of each video, (tokens, D): all chunks of one length go through together."""
-        num_chunk_frames = self.config.vision_config.num_chunk_frames
-        groups: dict[tuple[int, bool], list[tuple[int, int]]] = {}
-        for video, (num_frames, _, _) in enumerate(grids):
-            for start in range(0, num_frames, num_chunk_frames):
-                length = min(num_chunk_frames, num_frames - start)
-                groups.setdefault((length, num_frames == 1), []).append((video, start))
-        pixels_VTCSS = pixels_VTCSS.to(self.stab.patch_embedding.weight.dtype)
-        device = pixels_VTCSS.device
-        encoded: dict[tuple[int, int], torch.Tensor] = {}
-        for (length, still), chunks in groups.items():
-            video_index, start_index = torch.tensor(chunks, device=device).unbind(1)
-            frame_index = start_index[:, None] + torch.arange(length, device=device)
-            grid_of_chunk = [tuple(grids[video][1:]) for video, _ in chunks]
-            tokens = self.stab(pixels_VTCSS[video_index[:, None], frame_index], grid_of_chunk, still=still)
-            encoded.update((chunk, tokens_KnD.flatten(0, 1)) for chunk, tokens_KnD in zip(chunks, tokens))
-        starts = (range(0, num_frames, num_chunk_frames) for num_frames, _, _ in grids)
-        return [torch.cat([encoded[video, start] for start in chunks]) for video, chunks in enumerate(starts)]
-
-    def _project(self, tokens_of_each: list[torch.Tensor]) -> BaseModelOutputWithPooling:
-        tokens = torch.cat(tokens_of_each)
-        features = self.projector(tokens).split([len(own) for own in tokens_of_each])
-        return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=features)
 
     def get_placeholder_mask(
         self,
@@ -281,7 +177,7 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
     def _insert_visual_tokens(self, input_ids, inputs_embeds, encoded: dict) -> tuple[torch.Tensor, dict]:
         """Put the features of `encoded` ("image", "video": `BaseModelOutputWithPooling`) at their placeholders."""
         features = {
-            kind: torch.cat(output.pooler_output).to(inputs_embeds.device, inputs_embeds.dtype)
+            kind: join_sequences(output.pooler_output).to(inputs_embeds.device, inputs_embeds.dtype)
             for kind, output in encoded.items()
             if output is not None
         }
@@ -321,6 +217,7 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
         video_grid_thw: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        vision_chunk_batch: int | None = None,
         **kwargs,
     ) -> VideoPandaModelOutputWithPast:
         """The language model over the prompts with the visual tokens in place.
@@ -328,7 +225,7 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
         Args:
             input_ids: (B, L); or `inputs_embeds` (B, L, H), in which placeholders are found by their embedding.
             attention_mask, position_ids, past_key_values, use_cache: as the language model takes them.
-            pixel_values_videos, video_grid_thw: see `get_video_features`.
+            pixel_values_videos, video_grid_thw, vision_chunk_batch: see `get_video_features`.
             pixel_values, image_grid_thw: see `get_image_features`.
             mm_encoder_outputs: what `get_image_features` / `get_video_features` returned earlier, under "image" /
                 "video", in the place of pixels.
@@ -343,9 +240,13 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
             raise ValueError("Give pixel values or mm_encoder_outputs, not both")
         encoded = dict(mm_encoder_outputs or {})
         if pixel_values is not None:
-            encoded["image"] = self.get_image_features(pixel_values, image_grid_thw, return_dict=True)
+            encoded["image"] = self.get_image_features(
+                pixel_values, image_grid_thw, vision_chunk_batch, return_dict=True
+            )
         if pixel_values_videos is not None:
-            encoded["video"] = self.get_video_features(pixel_values_videos, video_grid_thw, return_dict=True)
+            encoded["video"] = self.get_video_features(
+                pixel_values_videos, video_grid_thw, vision_chunk_batch, return_dict=True
+            )
         features = {}
         # A single new token of a decoding step is never a placeholder (their logits are masked): nothing to check.
         if encoded or (inputs_embeds if input_ids is None else input_ids).shape[1] > 1:
@@ -416,6 +317,7 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, VideoPandaGe
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        vision_chunk_batch: int | None = None,
         **kwargs,
     ) -> VideoPandaCausalLMOutputWithPast:
         """As `VideoPandaModel.forward`, and on to logits.
@@ -440,12 +342,14 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, VideoPandaGe
             video_grid_thw=video_grid_thw,
             use_cache=use_cache,
             mm_encoder_outputs=mm_encoder_outputs,
+            vision_chunk_batch=vision_chunk_batch,
             **{**kwargs, "return_dict": True},
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep  # 0: all of them
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         if self._tp_size is not None:
-            logits = logits.clone()  # gathered from all ranks: a view, which must not be written to while it has a gradient
+            # Gathered from all ranks: a view, which must not be written to while it has a gradient.
+            logits = logits.clone()
         logits[..., self._num_text_tokens :] = torch.finfo(logits.dtype).min
         loss = None
         if labels is not None:

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from video_panda import VideoPandaConfig, VideoPandaForConditionalGeneration
-from video_panda.modeling_video_panda import stab_video_panda
+from video_panda.modeling_video_panda import attention_video_panda, local_encoding_video_panda
 
 GRIDS = [[8, 2, 3], [8, 3, 1], [16, 3, 3], [6, 2, 3], [1, 2, 2], [5, 3, 3]]
 
@@ -419,7 +419,7 @@ def test_the_rotary_tables_of_the_release_are_rounded():
 def test_the_position_encoding_frame_by_frame_is_the_convolution():
     # On a CPU with gradients it takes another path than without.
     torch.manual_seed(0)
-    encoding = stab_video_panda.VideoPandaPositionEncoding(6)
+    encoding = local_encoding_video_panda.VideoPandaPositionEncoding(6)
     states = torch.randn(3, 4, 5, 5, 6, requires_grad=True)
     reference = torch.nn.Conv3d(6, 6, 3, padding=1, groups=6)
     reference.load_state_dict(encoding.state_dict())
@@ -440,7 +440,25 @@ def test_the_position_encoding_frame_by_frame_is_the_convolution():
         torch.testing.assert_close(parameter.grad, dict(reference.named_parameters())[name].grad, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("scale", [None, 0.1])
+def test_the_temporal_convolution_as_products_is_the_convolution():
+    torch.manual_seed(0)
+    temporal = local_encoding_video_panda.VideoPandaTemporalConvolution(6)
+    for parameter in temporal.parameters():
+        torch.nn.init.normal_(parameter)
+    states = torch.randn(3, 4, 5, 6, requires_grad=True)
+    expected = torch.nn.functional.conv1d(
+        states.permute(0, 2, 3, 1).flatten(0, 1), temporal.weight, temporal.bias, padding=1, groups=6
+    )
+    expected = expected.unflatten(0, (3, 5)).permute(0, 3, 1, 2)
+    with patch.object(temporal, "_as_products", wraps=temporal._as_products) as path:
+        torch.testing.assert_close(temporal(states), expected)
+        assert path.call_count == 1
+        with torch.no_grad():
+            torch.testing.assert_close(temporal(states), expected)
+        assert path.call_count == 1
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.1])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 2e-2)]
 )
@@ -452,10 +470,10 @@ def test_attention_to_few_keys_is_attention(scale, dtype, tolerance):
     for most_keys in (0, 4):
         own = [state.clone().requires_grad_() for state in states]
         with (
-            patch.object(stab_video_panda, "NUM_FEW_KEYS", most_keys),
-            patch.object(stab_video_panda, "_attend_to_few", wraps=stab_video_panda._attend_to_few) as path,
+            patch.object(attention_video_panda, "NUM_FEW_KEYS", most_keys),
+            patch.object(attention_video_panda, "_attend_to_few", wraps=attention_video_panda._attend_to_few) as path,
         ):
-            attended = stab_video_panda._attend(*own, num_heads=3, scale=scale)
+            attended = attention_video_panda.attend(*own, num_heads=3, scale=scale)
         assert path.called == (most_keys == 4)
         attended.square().sum().backward()
         outputs.append([attended, *(state.grad for state in own)])
