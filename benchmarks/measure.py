@@ -218,17 +218,17 @@ class Worker:
 
 @contextmanager
 def start_workers(settings: dict[str, Setting]) -> Iterator[dict[str, Worker]]:
-    """A worker a setting, built side by side, by the same names; they end with the block."""
+    """A worker a setting, built one after the other, by the same names; they end with the block."""
     workers, processes = {}, []
     try:
         for name, setting in settings.items():
             ours, theirs = CONTEXT.Pipe()
-            process = CONTEXT.Process(target=_serve, args=(theirs, setting), daemon=True)
+            process = CONTEXT.Process(target=_serve, args=(theirs, setting))
+            process.daemon = True
             process.start()
             processes.append(process)
             workers[name] = Worker(setting, ours)
-        for worker in workers.values():
-            worker.facts = worker.receive()
+            workers[name].facts = workers[name].receive()
         yield workers
     finally:
         for worker in workers.values():
@@ -271,6 +271,7 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> a
     options.peer = Peer.tiny if options.quick else lambda peer: peer
     options.product = replace(MATRIX_PRODUCT, frame_px=64) if options.quick else MATRIX_PRODUCT
     options.rounds = 1 if options.quick else options.rounds
+    options.seconds = 0 if options.quick else SECONDS
     options.output = options.output or (None if options.quick else RESULTS)
     return options
 

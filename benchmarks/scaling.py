@@ -45,7 +45,7 @@ def measure(options, points: dict) -> dict:
         steps = []
         with start_workers(settings) as workers:
             for _ in range(options.rounds):
-                steps.append({point: worker.take_turn() for point, worker in workers.items()})
+                steps.append({point: worker.take_turn(options.seconds) for point, worker in workers.items()})
                 print(dtype, {point: f"{1000 * own:.0f} ms" for point, own in steps[-1].items()}, file=sys.stderr)
         found["milliseconds"].update({(dtype, *point): milliseconds(steps, point) for point in settings})
         found["growth"][dtype] = [step[longest, px] / longest / (step[shortest, px] / shortest) for step in steps]
@@ -157,7 +157,7 @@ A frame of {last} costs, in proportion to one of {first}: {growth}. The limit is
 
 ## How
 
-{__doc__.split(chr(10) * 2, 2)[2].strip()} {options.rounds} rounds.
+{__doc__.split(chr(10) * 2, 2)[2].strip()} Rounds: {options.rounds}.
 
 {machine(options.device)}.
 By `python benchmarks/scaling.py`.

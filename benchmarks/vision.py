@@ -60,7 +60,7 @@ def measure(options, dtype: str) -> dict:
         for _ in range(options.rounds):
             for other in others or [None]:
                 names = [*light, *([] if other is None else [other])]
-                steps.append({name: workers[name].take_turn() for name in names})
+                steps.append({name: workers[name].take_turn(options.seconds) for name in names})
                 print(dtype, {name: f"{1000 * seconds:.0f} ms" for name, seconds in steps[-1].items()}, file=sys.stderr)
         product_operations = workers[PRODUCT].facts.num_operations
         systems = {}
@@ -129,12 +129,12 @@ def describe_wide(options) -> str:
 
 def write_page(options, found: dict, targets: list) -> str:
     tables = [
-        f"## {dtype}\n\nThe matrix product ran at {own['product_flops'] / 1e9:.0f} GFLOP/s. {options.rounds} rounds.\n\n"
+        f"## {dtype}\n\nThe matrix product ran at {own['product_flops'] / 1e9:.0f} GFLOP/s. Rounds: {options.rounds}.\n\n"
         + markdown_table(HEADER, rows_of(own))
         for dtype, own in found.items()
     ]
     peers = [
-        [peer.name, peer.what, f"`{peer.checkpoint}`", str(peer.frame_px)]
+        f"- **{peer.name}**, as `{peer.checkpoint}`, frames of {peer.frame_px} px: {peer.what}."
         for peer in PEERS
         if peer.name in (PANDA, *options.peers)
     ]
@@ -162,7 +162,7 @@ The paper gives 41 ms for Video-Panda, 125 for Video-LLaVA and 171 for Video-Cha
 
 ## What they are
 
-{markdown_table(["system", "vision part", "sizes of", "frames, px"], peers)}
+{chr(10).join(peers)}
 
 Towers run all their layers, as the published code does, also where the last one's result is not used. Weights are random.
 
