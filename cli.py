@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +17,7 @@ app = typer.Typer(
     help="Video-Panda: ask a small video-language model about a clip, convert and train one.",
 )
 
+STAGES = ("read", "load", "answer")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEFAULT_MODEL = Path(__file__).parent / "default_model"
 DEFAULT_MODEL_NOTE = (
@@ -104,7 +106,7 @@ def load_model(model: str, dtype: str = "auto", device: str | None = None, revis
 
 def ask(
     clip,
-    question: str,
+    question: str | Sequence[str],
     model=None,
     *,
     processor=None,
@@ -116,13 +118,13 @@ def ask(
     allow_urls: bool = False,
     make_streamer=None,
     report=None,
-) -> dict:
-    """Ask a question about a video, or about a picture.
+) -> dict | list[dict]:
+    """Ask a question about a video, or about a picture; or several, of which the clip is encoded for the first only.
 
     Args:
         clip: whatever the processor takes as a video: path, bytes, array, list of frames; a picture file is asked about
             as a still image.
-        question: the question.
+        question: the question, or a list of questions.
         model: folder or Hub id; or a loaded model, with its `processor`; default: the package's own demonstration model,
             which knows synthetic shapes only.
         processor: of a loaded model.
@@ -135,7 +137,8 @@ def ask(
 
     Returns:
         `answer`, `question`, `frames_indices` (None for a picture), `timestamps` (seconds; None where the rate of the
-        frames is unknown), `num_prompt_tokens`, `num_answer_tokens`, `seconds` by stage ("read", "load", "answer").
+        frames is unknown), `num_prompt_tokens`, `num_answer_tokens`, `seconds` by stage ("read", "load", "answer"). Of
+        several questions, a list of these.
 
     Raises:
         ValueError, OSError: what is wrong with the checkpoint or the clip, and where.
@@ -147,12 +150,19 @@ def ask(
     is_loaded = not isinstance(model, (str, Path))
     if is_loaded and processor is None:
         raise ValueError("a loaded model needs its processor: ask(clip, question, model, processor=processor)")
+    questions = [question] if isinstance(question, str) else list(question)
+    if not questions:
+        raise ValueError("question is an empty list; expected at least one question")
     times = [time.perf_counter()]
 
     # The clip first: a mistake in its name should not cost the loading of a large model.
     report("reading the clip")
     processor = processor or load_processor(str(model), revision)
-    inputs, frames = _read_clip(processor, clip, question, num_frames, allow_urls)
+    seen = {}
+    if len(questions) > 1:
+        clip, seen = _decode_once(processor, clip, num_frames, allow_urls)
+    inputs, frames = _read_clip(processor, clip, questions[0], num_frames, allow_urls)
+    frames.update(seen)
     times.append(time.perf_counter())
 
     if not is_loaded:
@@ -160,23 +170,44 @@ def ask(
         model = load_model(str(model), dtype, device, revision)
     times.append(time.perf_counter())
 
-    num_prompt_tokens = inputs["input_ids"].shape[1]
-    report(f"answering ({num_prompt_tokens} prompt tokens)")
-    streamer = make_streamer(processor.tokenizer) if make_streamer else None
-    output = model.generate(
-        **inputs.to(model.device), do_sample=False, max_new_tokens=max_new_tokens, streamer=streamer
-    )
-    times.append(time.perf_counter())
-    return {
-        "answer": processor.decode(output[0, num_prompt_tokens:], skip_special_tokens=True).strip(),
-        "question": question,
-        **frames,
-        "num_prompt_tokens": num_prompt_tokens,
-        "num_answer_tokens": output.shape[1] - num_prompt_tokens,
-        "seconds": {
-            name: round(end - begin, 3) for name, begin, end in zip(("read", "load", "answer"), times, times[1:])
-        },
-    }
+    results = []
+    cache = model.prefix_cache() if len(questions) > 1 else None
+    for own_question in questions:
+        if results:
+            inputs, _ = _read_clip(processor, clip, own_question, num_frames, allow_urls)
+            times = [times[-1], *[time.perf_counter()] * 2]  # nothing is loaded
+        num_prompt_tokens = inputs["input_ids"].shape[1]
+        report(f"answering ({num_prompt_tokens} prompt tokens)" + f": {own_question}" * (len(questions) > 1))
+        streamer = make_streamer(processor.tokenizer) if make_streamer else None
+        options = {"past_key_values": cache, "do_sample": False, "max_new_tokens": max_new_tokens}
+        output = model.generate(**inputs.to(model.device), **options, streamer=streamer)
+        times.append(time.perf_counter())
+        answer = processor.decode(output[0, num_prompt_tokens:], skip_special_tokens=True).strip()
+        counts = {"num_prompt_tokens": num_prompt_tokens, "num_answer_tokens": output.shape[1] - num_prompt_tokens}
+        seconds = {name: round(end - begin, 3) for name, begin, end in zip(STAGES, times, times[1:])}
+        results.append({"answer": answer, "question": own_question, **frames, **counts, "seconds": seconds})
+    return results[0] if isinstance(question, str) else results
+
+
+def _decode_once(processor, clip, num_frames: int | None, allow_urls: bool):
+    """The frames of a video file that the model will see, and which they are; anything else as it is."""
+    from .processing.sources_video_panda import is_image_file_name
+
+    if not isinstance(clip, (str, Path, bytes)) or is_image_file_name(clip):
+        return clip, {}
+    choose = partial(processor.video_processor.sample_frames, num_frames=num_frames)
+    frames, metadata = processor.video_processor.fetch_videos(clip, choose, allow_urls)
+    return frames, _frames_seen([metadata])
+
+
+def _frames_seen(metadatas) -> dict:
+    """Index and time of each frame."""
+    seen = {"frames_indices": None, "timestamps": None}
+    for metadata in metadatas:
+        seen["frames_indices"] = [int(index) for index in metadata.frames_indices]
+        if metadata.fps is not None or metadata.source_frame_times is not None:
+            seen["timestamps"] = [float(second) for second in metadata.timestamps]
+    return seen
 
 
 def _read_clip(processor, clip, question: str, num_frames: int | None, allow_urls: bool):
@@ -193,12 +224,7 @@ def _read_clip(processor, clip, question: str, num_frames: int | None, allow_url
         return_dict=True,
         processor_kwargs={name: value for name, value in options.items() if value is not None},
     )
-    frames = {"frames_indices": None, "timestamps": None}
-    for metadata in inputs.pop("video_metadata", None) or ():
-        frames["frames_indices"] = [int(index) for index in metadata.frames_indices]
-        if metadata.fps is not None or metadata.source_frame_times is not None:
-            frames["timestamps"] = [float(second) for second in metadata.timestamps]
-    return inputs, frames
+    return inputs, _frames_seen(inputs.pop("video_metadata", None) or ())
 
 
 def info(model: str, revision: str | None = None) -> dict:
@@ -249,7 +275,9 @@ def info(model: str, revision: str | None = None) -> dict:
 @app.command("ask")
 def _ask_command(
     clip: Annotated[str, typer.Argument(help="Video file (or picture).")],
-    question: Annotated[str, typer.Argument(help="What to ask about it.")],
+    question: Annotated[
+        list[str], typer.Argument(help="What to ask about it. Of several questions, each has its answer on a line.")
+    ],
     model: Annotated[
         str | None, typer.Option(help="Checkpoint: a folder or a Hub id. Default: a demonstration model.")
     ] = None,
@@ -263,14 +291,14 @@ def _ask_command(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the running text.")] = False,
 ) -> None:
-    """Ask a question about a video; the answer is printed as it is generated."""
+    """Ask one or more questions about a video; the answer is printed as it is generated."""
     from transformers import TextStreamer
 
     from .processing.sources_video_panda import is_url
 
     if is_url(clip) and not allow_urls:
         raise ValueError(f"{clip} is a URL and URLs are off: add --allow-urls to have it fetched")
-    result = ask(
+    results = ask(
         clip,
         question,
         model,
@@ -284,7 +312,8 @@ def _ask_command(
         report=lambda line: typer.echo(f"video-panda: {line}", err=True),
     )
     if as_json:
-        typer.echo(json.dumps({"clip": clip, "model": model, **result}, ensure_ascii=False))
+        for result in results:
+            typer.echo(json.dumps({"clip": clip, "model": model, **result}, ensure_ascii=False))
 
 
 @app.command("info")

@@ -53,6 +53,41 @@ def test_ask_streams_the_answer_and_json_holds_the_same(folder):
     assert list(report["seconds"]) == ["read", "load", "answer"]
 
 
+def test_several_questions_are_answered_as_one_by_one(folder, monkeypatch):
+    from video_panda.modeling_video_panda.stab_video_panda import VideoPandaSTAB
+    from video_panda.processing import video_processing_video_panda as video_processing
+
+    encoded, decoded, options = [], [], {"max_new_tokens": 6, "num_frames": 12}
+    questions = ["What happens?", "What colour is the ball?", "Who?"]
+    forward, decode = VideoPandaSTAB.forward, video_processing.decode_video
+    for clip in (folder / "clip.mp4", folder / "photo.png"):
+        alone = [ask(clip, question, folder / "checkpoint", **options) for question in questions]
+        with monkeypatch.context() as patch:
+            patch.setattr(VideoPandaSTAB, "forward", lambda *args, **kw: encoded.append(1) or forward(*args, **kw))
+            patch.setattr(
+                video_processing, "decode_video", lambda *args, **kw: decoded.append(1) or decode(*args, **kw)
+            )
+            together = ask(clip, questions, folder / "checkpoint", **options)
+        for result in (*alone, *together):
+            seconds = result.pop("seconds")
+            assert list(seconds) == ["read", "load", "answer"]
+            assert min(seconds.values()) >= 0
+        assert together == alone
+    assert len(encoded) == 2, "the clip, and the picture"
+    assert len(decoded) == 1
+    with pytest.raises(ValueError, match="at least one question"):
+        ask(folder / "clip.mp4", [], folder / "checkpoint")
+
+
+def test_several_questions_on_the_command_line(folder):
+    options = (folder / "clip.mp4", "What happens?", "Who?", "--model", folder / "checkpoint", "--max-new-tokens", "4")
+    reports = [json.loads(line) for line in run("ask", *options, "--json").stdout.splitlines()]
+    assert [report["question"] for report in reports] == ["What happens?", "Who?"]
+    streamed = run("ask", *options)
+    assert streamed.stdout.split() == " ".join(report["answer"] for report in reports).split()
+    assert "prompt tokens): Who?" in streamed.stderr
+
+
 def test_frames_and_dtype(folder):
     options = ("--frames", "4", "--dtype", "bfloat16", "--device", "cpu", "--max-new-tokens", "2", "--json")
     report = json.loads(run("ask", folder / "clip.mp4", "What?", "--model", folder / "checkpoint", *options).stdout)
