@@ -14,7 +14,8 @@ from transformers import AutoModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-from transformers.utils import torch_compilable_check
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, torch_compilable_check
 from transformers.utils.generic import can_return_tuple
 
 from .checkpoint_video_panda import VideoPandaCheckpoint
@@ -218,7 +219,7 @@ class VideoPandaModel(VideoPandaPreTrainedModel, VideoPandaVisionMixin):
         use_cache: bool | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         vision_chunk_batch: int | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> VideoPandaModelOutputWithPast:
         """The language model over the prompts with the visual tokens in place.
 
@@ -318,7 +319,7 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, VideoPandaGe
         logits_to_keep: int | torch.Tensor = 0,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         vision_chunk_batch: int | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> VideoPandaCausalLMOutputWithPast:
         """As `VideoPandaModel.forward`, and on to logits.
 
