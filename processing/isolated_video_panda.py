@@ -14,6 +14,7 @@ import atexit
 import contextlib
 import functools
 import json
+import math
 import os
 import signal
 import socket
@@ -27,14 +28,21 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from .decode_limits_video_panda import VideoPandaDecodeError, VideoPandaDecodeLimits
 from .frame_reading_video_panda import VideoPandaDescription, VideoPandaSource
 from .isolated_worker_video_panda import receive_message, send_message
 
+try:
+    import fcntl
+except ImportError:  # not a Unix system; there is no isolated mode there either
+    fcntl = None
+
 _START_SECONDS = 120.0  # on a machine that is busy with other things
 _MAX_IDLE_WORKERS = 8
-_MAX_KEPT_BYTES = 2**26  # of memory that is kept for the next frames, a worker
+# Smaller ones are copied, out of memory that is kept for the next: a process may have some 65,000 mappings.
+_MIN_MAPPED_BYTES = 2**23
 _MAX_BYTES_AT_ONCE = 2**30  # Linux moves no more than 2 GiB in one call
 # The worker imports this folder as a package of its own, without what `__init__` files would load: so it works for the
 # installed package as well as for the copies of these files that come with a checkpoint.
@@ -43,6 +51,7 @@ _START = (
     "package = types.ModuleType('video_panda_worker'); package.__path__ = [folder]; sys.modules[package.__name__] = package; "
     "importlib.import_module('video_panda_worker.isolated_worker_video_panda').serve(int(descriptor))"
 )
+_CAN_MAP = hasattr(os, "memfd_create") and hasattr(fcntl, "F_ADD_SEALS")
 # All that a worker sees of the environment: no tokens, no proxies.
 _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
 
@@ -131,16 +140,37 @@ class _VideoPandaWorker:
                     self.is_idle = True
                 raise
             self._deadline += time.monotonic() - before  # the caller's own time
-            frames = np.empty((len(indices), description.height, description.width, 3), dtype=np.uint8)  # (T, H, W, 3)
-            self._output = self._output or _shared_file()
-            answer = self._ask({"indices": indices, "num_bytes": frames.nbytes}, [self._output])
-            if _read_all(self._output, frames) != frames.nbytes:
-                raise self._error("the worker gave fewer pixels than it said")
-        if frames.nbytes > _MAX_KEPT_BYTES:
-            self._output.close()
-            self._output = None
+            shape = (len(indices), description.height, description.width, 3)  # (T, H, W, 3)
+            frames = self._receive_frames(shape, indices)
         self.is_idle = True
-        return frames, indices, str(answer.get("backend"))
+        return frames, indices, self._backend
+
+    def _receive_frames(self, shape: tuple[int, int, int, int], indices: list[int]) -> np.ndarray:
+        """Let the worker write the frames into memory of ours."""
+        num_bytes = math.prod(shape)
+        if _CAN_MAP and num_bytes >= _MIN_MAPPED_BYTES:
+            with _shared_file() as output:
+                # Sealed: were the file cut off later, using the frames would end this process.
+                os.ftruncate(output.fileno(), num_bytes)
+                fcntl.fcntl(
+                    output.fileno(), fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+                )
+                self._backend = self._ask_for_frames(indices, num_bytes, output)
+                # Private memory, as any other: written to, it is copied; and unlike mmap's no file is kept open for it.
+                path = f"/proc/self/fd/{output.fileno()}"
+                return torch.from_file(path, shared=False, size=num_bytes, dtype=torch.uint8).numpy().reshape(shape)
+        self._output = self._output or _shared_file()
+        self._backend = self._ask_for_frames(indices, num_bytes, self._output)
+        frames = np.empty(shape, dtype=np.uint8)
+        if _read_all(self._output, frames) != num_bytes:
+            raise self._error("the worker gave fewer pixels than it said")
+        return frames
+
+    def _ask_for_frames(self, indices: list[int], num_bytes: int, output) -> str:
+        answer = self._ask({"indices": indices, "num_bytes": num_bytes}, [output])
+        if answer.get("num_bytes") != num_bytes:
+            raise self._error(f"the worker gave a wrong answer: {answer}")
+        return str(answer.get("backend"))
 
     def end(self) -> None:
         """Kill it, whatever it is doing."""
@@ -333,7 +363,7 @@ def _as_open_file(content: str | bytes) -> Iterator[tuple[str | None, list]]:
 def _shared_file():
     """A file without a name, in memory where the system can; not in /dev/shm, which is small in containers."""
     if hasattr(os, "memfd_create"):
-        return os.fdopen(os.memfd_create("video-panda"), "r+b", buffering=0)
+        return os.fdopen(os.memfd_create("video-panda", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "r+b", buffering=0)
     return tempfile.TemporaryFile(buffering=0)
 
 

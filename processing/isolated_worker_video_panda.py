@@ -132,7 +132,7 @@ def _answer(channel: socket.socket, request: dict, descriptors: list[int]) -> di
         _limit(limits, 0)
         frames, _, backend = read_frames(VideoPandaSource(content, request["name"]), choose, limits)
         _write_all(output[0], memoryview(np.ascontiguousarray(frames)).cast("B"))
-        return {"backend": backend}
+        return {"backend": backend, "num_bytes": frames.nbytes}
     except VideoPandaAbandonedError:
         return None
     except VideoPandaDecodeError as error:
