@@ -30,3 +30,35 @@ def left_pad(prompts: list[list[int]]) -> dict:
 def relative_error(got, expected) -> float:
     got, expected = got.detach().double(), expected.detach().double()
     return float((got - expected).norm() / expected.norm())
+
+
+NAMES = {"video": ("pixel_values_videos", "video_grid_thw"), "image": ("pixel_values", "image_grid_thw")}
+
+
+def mixed_inputs(config, prompts: list[list]) -> dict:
+    """Inputs of a left-padded batch.
+
+    Args:
+        prompts: each a list of pieces: token ids (a list), or a visual, ("video" or "image", its grid, a seed for its pixels).
+    """
+    batch, visuals = [], {"video": [], "image": []}
+    for pieces in prompts:
+        ids = [1]
+        for piece in pieces:
+            if isinstance(piece, list):
+                ids += piece
+                continue
+            kind, grid, seed = piece
+            ids += visual_ids(config, *grid, kind)
+            visuals[kind].append((canvases(*grid[:1], seed=seed) if kind == "video" else canvases(seed=seed), grid))
+        batch.append(ids)
+    inputs = left_pad(batch)
+    for kind, names in NAMES.items():
+        if visuals[kind]:
+            pixels, grids = zip(*visuals[kind])
+            if kind == "video":
+                pixels = torch.nn.utils.rnn.pad_sequence(pixels, batch_first=True)
+            else:
+                pixels = torch.stack(pixels)
+            inputs.update(zip(names, (pixels, torch.tensor(grids))))
+    return inputs

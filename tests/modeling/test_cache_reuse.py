@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from model_inputs import GENERATE, canvases, left_pad, visual_ids
+from model_inputs import GENERATE, canvases, left_pad, mixed_inputs, visual_ids
 from tiny import tiny_config, tiny_model
 from transformers import DynamicCache, MistralConfig, StaticCache
 
@@ -343,36 +343,17 @@ def test_a_language_model_with_a_recurrent_state(model):
         type(model.prefix_cache())(config)
 
 
+# Few enough that prompts share beginnings of every kind.
+GRIDS = [("video", [8, 2, 3]), ("video", [4, 3, 1]), ("video", [5, 2, 3]), ("image", [1, 2, 3]), ("image", [1, 3, 3])]
+VISUALS = st.tuples(st.sampled_from(GRIDS), st.integers(0, 1)).map(lambda drawn: (*drawn[0], drawn[1]))
+PIECES = st.lists(st.one_of(st.sampled_from([[7], [8, 9]]), VISUALS), min_size=1, max_size=4)
+
+
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_row_of_prompts_is_answered_as_without_a_cache(model, data):
-    """Prompts drawn from a few pieces of text, clips and images, so that they share beginnings of every kind."""
-    grids = {"video": [[8, 2, 3], [4, 3, 1], [5, 2, 3]], "image": [[1, 2, 3], [1, 3, 3]]}
-    pixels = {
-        "video": [canvases(8, seed=seed) for seed in range(3)],
-        "image": [canvases(seed=seed) for seed in range(2)],
-    }
-    piece = st.sampled_from([[7], [8, 9], ("video", 0), ("video", 1), ("video", 2), ("image", 0), ("image", 1)])
     cache = model.prefix_cache()
     for _ in range(3):
-        pieces = data.draw(st.lists(piece, min_size=1, max_size=4))
-        seeds = data.draw(st.lists(st.integers(0, 1), min_size=4, max_size=4))
-        ids, given_visuals = [1], {"video": [], "image": []}
-        for own, seed in zip(pieces, seeds):
-            if isinstance(own, list):
-                ids += own
-                continue
-            kind, number = own
-            ids += visual_ids(model.config, *grids[kind][number], kind)
-            given_visuals[kind].append((pixels[kind][seed], grids[kind][number]))
-        inputs = prompt([*ids, 10])
-        for kind, names in (
-            ("video", ("pixel_values_videos", "video_grid_thw")),
-            ("image", ("pixel_values", "image_grid_thw")),
-        ):
-            if given_visuals[kind]:
-                contents, own_grids = zip(*given_visuals[kind])
-                inputs.update(zip(names, (torch.stack(contents), torch.tensor(own_grids))))
-        assert answers(model, inputs, past_key_values=cache, max_new_tokens=4, min_new_tokens=4) == answers(
-            model, inputs, max_new_tokens=4, min_new_tokens=4
-        )
+        inputs = mixed_inputs(model.config, [[*data.draw(PIECES), [10]]])
+        options = {"max_new_tokens": 4, "min_new_tokens": 4}
+        assert answers(model, inputs, past_key_values=cache, **options) == answers(model, inputs, **options)

@@ -1,8 +1,12 @@
 """`generate` with every kind of cache, batch and decoding."""
 
+import copy
+
 import pytest
 import torch
-from model_inputs import GENERATE, canvases, left_pad, relative_error, visual_ids
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from model_inputs import GENERATE, canvases, left_pad, mixed_inputs, relative_error, visual_ids
 from tiny import tiny_model
 from transformers import GenerationMixin
 
@@ -143,3 +147,69 @@ def test_inputs_embeds_in_generate(model, one_video):
     inputs = dict(one_video)
     inputs["inputs_embeds"] = model.get_input_embeddings()(inputs.pop("input_ids"))
     assert model.generate(**inputs, **GENERATE).tolist() == expected.tolist()
+
+
+# ------------------------------------------------------------------------------------------ numbers that do not move
+
+SIZES = st.integers(1, 3)
+VIDEOS = st.tuples(st.just("video"), st.tuples(st.integers(1, 9), SIZES, SIZES), st.integers(0, 99))
+IMAGES = st.tuples(st.just("image"), st.tuples(st.just(1), SIZES, SIZES), st.integers(0, 99))
+TEXT = st.lists(st.integers(3, 399), min_size=1, max_size=5)
+PROMPTS = st.lists(st.one_of(TEXT, VIDEOS, IMAGES), min_size=1, max_size=3)
+drawn = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def new_tokens(model, inputs: dict, **options) -> list[list[int]]:
+    return model.generate(**inputs, **{**GENERATE, **options})[:, inputs["input_ids"].shape[1] :].tolist()
+
+
+def first_logits(model, inputs: dict) -> torch.Tensor:
+    """Of the text's tokens, for the first new token of each prompt."""
+    with torch.no_grad():
+        return model(**inputs, logits_to_keep=1).logits[:, 0, : model.config.num_text_tokens]
+
+
+@drawn
+@given(prompts=st.lists(PROMPTS, min_size=2, max_size=4))
+def test_any_mix_gives_in_a_batch_what_each_prompt_gives(model, prompts):
+    together = mixed_inputs(model.config, prompts)
+    tokens, logits = new_tokens(model, together), first_logits(model, together)
+    for index, pieces in enumerate(prompts):
+        alone = mixed_inputs(model.config, [pieces])
+        assert relative_error(logits[index : index + 1], first_logits(model, alone)) < 1e-5
+        assert new_tokens(model, alone) == tokens[index : index + 1]
+
+
+@drawn
+@given(pieces=PROMPTS, count=st.integers(2, 4))
+def test_without_padding_only_rounding_depends_on_the_batch(model, pieces, count):
+    """Not bit by bit: matrix products of other sizes sum in another order, in the bare language model as well."""
+    together = first_logits(model, mixed_inputs(model.config, [pieces] * count))
+    alone = first_logits(model, mixed_inputs(model.config, [pieces]))
+    assert all(relative_error(row, alone[0]) < 2e-6 for row in together)
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("is_checkpointing", [False, True])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_no_setting_changes_the_answer(model, padded_batch, attention, is_checkpointing, cache):
+    expected = new_tokens(model, padded_batch)
+    own = copy.deepcopy(model)
+    own.set_attn_implementation(attention)
+    assert own.model.language_model.config._attn_implementation == attention
+    if is_checkpointing:
+        own.activation_checkpointing_enable()
+    assert new_tokens(own, padded_batch, cache_implementation=cache) == expected
+    for index in range(4):
+        assert new_tokens(own, single(padded_batch, index), cache_implementation=cache) == expected[index : index + 1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("part", "backend"), [("whole", "aot_eager"), ("language_model", "inductor")])
+def test_compiling_does_not_change_the_answer(model, one_video, part, backend):
+    torch._dynamo.reset()
+    own = copy.deepcopy(model)
+    (own if part == "whole" else own.model.language_model).compile(backend=backend)
+    for cache in ("static", "dynamic"):
+        assert new_tokens(own, one_video, cache_implementation=cache) == new_tokens(model, one_video)
+    torch._dynamo.reset()
