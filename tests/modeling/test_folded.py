@@ -5,7 +5,7 @@ from copy import deepcopy
 import pytest
 import torch
 from model_inputs import GENERATE, canvases, relative_error
-from tiny import tiny_config, tiny_model
+from tiny import tiny_config, tiny_model, tiny_processor
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -130,6 +130,18 @@ def test_uint8_canvases_are_normalised_by_the_patch_embedding(dtype, limit):
         image = model.get_image_features(pixels[:, 0], torch.tensor([[1, 2, 3]] * 2)).last_hidden_state
         as_floats = model.get_image_features((pixels[:, 0] / 255 - mean) / std, torch.tensor([[1, 2, 3]] * 2))
         assert relative_error(image, as_floats.last_hidden_state) <= limit
+
+
+def test_pixels_that_stay_uint8_give_the_same_answer():
+    processor = tiny_processor()
+    model = tiny_model(tiny_config(processor.video_token_id))
+    frames = torch.randint(0, 256, (8, 60, 90, 3), dtype=torch.uint8)
+    answers = []
+    for options in ({}, {"do_rescale": False, "do_normalize": False}):
+        inputs = processor(text="<video> What?", videos=[frames], **options)
+        answers.append(model.generate(**inputs, **GENERATE).tolist())
+    assert inputs["pixel_values_videos"].dtype == torch.uint8
+    assert answers[0] == answers[1]
 
 
 def test_other_statistics_than_clips_count():
