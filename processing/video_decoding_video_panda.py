@@ -130,7 +130,8 @@ def _open_source(source, allow_urls: bool, allowed_dirs=None) -> VideoPandaSourc
             IsADirectoryError: VideoPandaFolderError,
             PermissionError: VideoPandaForbiddenFileError,
         }
-        raise kinds.get(type(error), VideoPandaFileError)(str(error)) from error
+        message = str(error) if name in str(error) else f"{name}: {error}"
+        raise kinds.get(type(error), VideoPandaFileError)(message) from error
     except ValueError as error:  # a path with a null byte; a URL where they are off
         raise VideoPandaDecodeError(str(error) if name in str(error) else f"{name}: {error}") from error
     if not head:

@@ -78,7 +78,7 @@ def hostile_files(folder: Path, every: int = 1) -> Iterator[tuple[str, Path]]:
                 path = folder / f"{kind.replace(' ', '_')}-{number}-{name}"
                 path.write_bytes(content)
                 yield kind, path
-    yield from _special(folder)
+    yield from _special(folder, with_large=every == 1)
 
 
 def base_clip(folder: Path, name: str) -> Path:
@@ -328,12 +328,13 @@ def _texts() -> Iterator[tuple[str, bytes]]:
         yield f"{name}.mp4", head + random.Random(name).randbytes(3000)
 
 
-def _special(folder: Path) -> Iterator[tuple[str, Path]]:
+def _special(folder: Path, with_large: bool) -> Iterator[tuple[str, Path]]:
     """What is no regular file, and what has no pictures."""
     yield "sound only", write_audio(folder / "sound.mp4")
     yield "sound only", write_clip(folder / "no_frames.mkv", 0, with_audio=True)
-    large = write_clip(folder / "16k.mov", 1, width=16384, height=8192, codec="mjpeg", pix_fmt="yuvj420p")
-    yield "forged size", large
+    if with_large:  # a good clip, if a large one
+        name = folder / "16k.mov"
+        yield "too large", write_clip(name, 1, width=16384, height=8192, codec="mjpeg", pix_fmt="yuvj420p")
     os.mkfifo(folder / "fifo.mp4")
     yield "no regular file", folder / "fifo.mp4"
     (folder / "folder.mp4").mkdir()
