@@ -251,6 +251,11 @@ def mib(num_bytes: float | None) -> str:
     return "-" if num_bytes is None else f"{num_bytes / 2**20:.0f}"
 
 
+def number(value: float) -> str:
+    """Four digits at least, and no exponent."""
+    return f"{value:.4g}" if 1e-3 < abs(value) < 1e4 else f"{value:.0f}"
+
+
 def make_parser(text: str) -> argparse.ArgumentParser:
     """The options that all programs have; `text`: what the program says about itself."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)

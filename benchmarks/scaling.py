@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from statistics import median
 
-from measure import Setting, count, machine, make_parser, milliseconds, parse, start_workers, write_results
+from measure import Setting, count, machine, make_parser, milliseconds, number, parse, start_workers, write_results
 from peers import PEERS, VIDEO_PANDA
 from report import markdown_table
 
@@ -115,8 +115,8 @@ def draw(path: Path, found: dict, counted: dict, points: dict) -> None:
                 axes.minorticks_off()
                 axes.grid(color="#e4e4e4", lw=0.6)
                 axes.spines[["top", "right"]].set_visible(False)
-                if column == 0:
-                    axes.legend()
+        figure.axes[0].legend()
+        figure.legend(*figure.axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=len(counted))
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, metadata={"Date": None})
 
@@ -131,11 +131,11 @@ def write_page(options, found: dict, counted: dict, points: dict, picture: str) 
         rows = []
         for point in line:
             times = [found["milliseconds"][dtype, *point] for dtype in options.dtype]
-            rows.append([str(point[grows != "frames"]), *(f"{own:.4g}" for ms in times for own in (ms, ms / point[0]))])
+            rows.append([str(point[grows != "frames"]), *(number(own) for ms in times for own in (ms, ms / point[0]))])
         tables.append(markdown_table(header, rows))
         names = [f"{name}, GFLOP" for name in counted]
         rows = [
-            [str(point[grows != "frames"]), *(f"{own[grows][index][1]:.4g}" for own in counted.values())]
+            [str(point[grows != "frames"]), *(number(own[grows][index][1]) for own in counted.values())]
             for index, point in enumerate(line)
         ]
         tables.append(markdown_table([header[0], *names], rows))

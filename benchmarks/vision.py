@@ -12,7 +12,19 @@ top of weights and pixels.
 import sys
 from statistics import median
 
-from measure import Setting, count, machine, make_parser, mib, milliseconds, parse, ratio, start_workers, write_results
+from measure import (
+    Setting,
+    count,
+    machine,
+    make_parser,
+    mib,
+    milliseconds,
+    number,
+    parse,
+    ratio,
+    start_workers,
+    write_results,
+)
 from peers import PEERS
 from report import RESULTS, markdown_table
 
@@ -103,8 +115,8 @@ def rows_of(own: dict) -> list[list[str]]:
         [
             name,
             f"{system['parameters'] / 1e6:.2f}",
-            f"{system['operations'] / 1e9:.4g}",
-            f"{system['milliseconds']:.4g}",
+            number(system["operations"] / 1e9),
+            number(system["milliseconds"]),
             f"{system['times_video_panda']:.2f}",
             str(system["tokens"]),
             mib(system["peak_bytes"]),
@@ -123,7 +135,9 @@ def describe_wide(options) -> str:
                 count(Setting(options.peer(peer), NUM_FRAMES, is_wide=is_wide)) for is_wide in (False, True)
             )
             if wide != square:
-                changes.append(f"{peer.name} takes {wide.num_operations / 1e9:.4g} GFLOP for {wide.num_tokens} tokens")
+                changes.append(
+                    f"{peer.name} takes {number(wide.num_operations / 1e9)} GFLOP for {wide.num_tokens} tokens"
+                )
     return "; ".join([*changes, "the others make a square of any frame"])
 
 
