@@ -71,6 +71,7 @@ def read_frames(
     opened: VideoPandaSource,
     choose_frames: Callable[[VideoPandaDescription], list[int]],
     limits: VideoPandaDecodeLimits,
+    may_borrow: bool = False,
 ) -> tuple[np.ndarray, list[int], str]:
     """Decode the chosen frames in this process.
 
@@ -78,6 +79,7 @@ def read_frames(
         opened: the source.
         choose_frames: called once; returns indices from 0 to the number of frames, at least one.
         limits: what the video may declare.
+        may_borrow: whether the frames may lie in memory of the decoder, which cannot be written to but need not be copied.
 
     Returns:
         (frames, indices, backend): uint8 (T, H, W, 3), the indices as chosen, and "decord", "decord-sequential" or "pyav".
@@ -99,7 +101,7 @@ def read_frames(
     size_px = (description.height, description.width)
     frames = None
     if info.random_access_is_exact and is_indexed_container(read_head(opened.content)):
-        frames = _read_random_access(opened, indices, len(times), size_px)
+        frames = _read_random_access(opened, indices, len(times), size_px, may_borrow)
     if frames is not None:
         return frames, indices, "decord"
     return _read_from_start(opened, indices, size_px), indices, "pyav"
@@ -245,13 +247,28 @@ class _VideoPandaQuietDecord:
         self._logging.set_level(self._logging.ERROR)  # decord's own default; it cannot be asked for the present one
 
 
-def _as_array(pixels) -> np.ndarray:
-    """decord's result as an array, whatever bridge the program has set for itself."""
+def _as_array(pixels, may_borrow: bool = False) -> np.ndarray:
+    """decord's result as an array, whatever bridge the program has set for itself; borrowed, it cannot be written to."""
+    if may_borrow and hasattr(pixels, "to_dlpack"):
+        return np.from_dlpack(_VideoPandaBorrowed(pixels))
     return pixels.asnumpy() if hasattr(pixels, "asnumpy") else np.asarray(pixels)
 
 
+class _VideoPandaBorrowed:
+    """decord's memory in the form that numpy takes it: decord knows the older half of that protocol only."""
+
+    def __init__(self, pixels):
+        self._pixels = pixels
+
+    def __dlpack__(self, **options):
+        return self._pixels.to_dlpack()
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0  # main memory
+
+
 def _read_random_access(
-    opened: VideoPandaSource, indices: list[int], num_frames: int, size_px: tuple[int, int]
+    opened: VideoPandaSource, indices: list[int], num_frames: int, size_px: tuple[int, int], may_borrow: bool
 ) -> np.ndarray | None:
     """decord's random access, or None where it cannot read the file; PyAV then reads it or says what is wrong."""
     decord = _import_decord()
@@ -259,15 +276,17 @@ def _read_random_access(
         return None
     # In a function of its own, so that the reader and its threads are gone before FFmpeg may speak again.
     with _VideoPandaQuietDecord(decord):
-        frames = _get_batch(decord, opened, indices, num_frames)
+        frames = _get_batch(decord, opened, indices, num_frames, may_borrow)
     # Below 128 px of width decord now and then takes RGB for four channels.
     return frames if frames is not None and frames.shape == (len(indices), *size_px, 3) else None
 
 
-def _get_batch(decord, opened: VideoPandaSource, indices: list[int], num_frames: int) -> np.ndarray | None:
+def _get_batch(
+    decord, opened: VideoPandaSource, indices: list[int], num_frames: int, may_borrow: bool
+) -> np.ndarray | None:
     try:
         reader = decord.VideoReader(opened.open(), num_threads=_num_threads(), fault_tol=_DECORD_FAULT_TOLERANCE)
-        return _as_array(reader.get_batch(indices)) if len(reader) == num_frames else None
+        return _as_array(reader.get_batch(indices), may_borrow) if len(reader) == num_frames else None
     except _decord_errors(decord):
         return None
 

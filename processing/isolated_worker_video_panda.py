@@ -130,7 +130,7 @@ def _answer(channel: socket.socket, request: dict, descriptors: list[int]) -> di
 
     try:
         _limit(limits, 0)
-        frames, _, backend = read_frames(VideoPandaSource(content, request["name"]), choose, limits)
+        frames, _, backend = read_frames(VideoPandaSource(content, request["name"]), choose, limits, may_borrow=True)
         _write_all(output[0], memoryview(np.ascontiguousarray(frames)).cast("B"))
         return {"backend": backend, "num_bytes": frames.nbytes}
     except VideoPandaAbandonedError:

@@ -30,7 +30,7 @@ def serve(descriptor):
     reading = importlib.import_module(READING)
     original = reading.read_frames
 
-    def read_frames(opened, choose, limits):
+    def read_frames(opened, choose, limits, may_borrow):
         name = os.path.basename(str(opened.content))
         if "abort" in name:
             os.abort()
@@ -70,7 +70,7 @@ def serve(descriptor):
                 os.abort()
         if "short" in name:
             worker._write_all = lambda file, content: None
-        return original(opened, choose, limits)
+        return original(opened, choose, limits, may_borrow)
 
     worker.read_frames = read_frames
     worker.serve(descriptor)
