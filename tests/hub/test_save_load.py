@@ -373,7 +373,11 @@ def test_device_maps_and_disk_offload(checkpoint, expected, device_map, tmp_path
     is_offloaded = any(parameter.is_meta for parameter in model.parameters())
     assert is_offloaded == isinstance(device_map, dict)
     processor = VideoPandaProcessor.from_pretrained(checkpoint)
-    assert_same(answer(model, processor, processor.image_processor), expected)
+    got = answer(model, processor, processor.image_processor)
+    if is_offloaded:  # a layer whose weight is elsewhere until it is called cannot be folded: equal up to rounding
+        torch.testing.assert_close(got["logits"], expected["logits"], rtol=1e-5, atol=1e-5)
+        got["logits"] = expected["logits"]
+    assert_same(got, expected)
 
 
 def test_disk_offload_in_half_precision(checkpoint, tmp_path):
@@ -386,6 +390,7 @@ def test_disk_offload_in_half_precision(checkpoint, tmp_path):
     offloaded = VideoPandaForConditionalGeneration.from_pretrained(
         checkpoint, device_map={"": "disk"}, offload_folder=tmp_path, **options
     )
+    plain.model.stab.use_plain_form()  # as offloaded layers compute
     with torch.no_grad():
         one, other = (model.get_video_features(**inputs).pooler_output[0] for model in (plain, offloaded))
     assert one.dtype == torch.bfloat16
