@@ -42,7 +42,7 @@ except ImportError:  # not a Unix system; there is no isolated mode there either
 _START_SECONDS = 120.0  # on a machine that is busy with other things
 _MAX_IDLE_WORKERS = 8
 # Smaller ones are copied, out of memory that is kept for the next: a process may have some 65,000 mappings.
-_MIN_MAPPED_BYTES = 2**23
+_MIN_MAPPED_BYTES = 2**20
 _MAX_BYTES_AT_ONCE = 2**30  # Linux moves no more than 2 GiB in one call
 # The worker imports this folder as a package of its own, without what `__init__` files would load: so it works for the
 # installed package as well as for the copies of these files that come with a checkpoint.

@@ -71,7 +71,7 @@ def test_frames_that_are_kept_keep_no_descriptor(clips, tmp_path):
     large = write_clip(tmp_path / "large.mp4", 3, width=1280, height=720, options={"preset": "ultrafast"})
     decode_video(large, lambda metadata: [0], isolate=True)
     before = psutil.Process().num_fds()
-    kept = [decode_video(large, lambda metadata: [0, 1, 2, 0], isolate=True)[0] for _ in range(5)]  # 11 MB each
+    kept = [decode_video(large, lambda metadata: [0, 1, 2, 0], isolate=True)[0] for _ in range(5)]  # 11 MB each, mapped
     assert psutil.Process().num_fds() == before
     assert all(torch.equal(frames, kept[0]) for frames in kept)
     kept[0][:] = 0
@@ -112,6 +112,7 @@ def read_all(clips, isolate, num_workers, start_method):
     ],
 )
 @pytest.mark.parametrize("isolate", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_workers_of_a_loader_read_the_same_frames(clips, isolate, start_method, num_workers):
     expected = read_all(clips, isolate, 0, None)  # this process has read, and has a worker, before it is forked
     assert expected.shape == (18, 96, 160, 3)
