@@ -236,21 +236,29 @@ def test_the_copies_beside_a_checkpoint_isolate_as_well(clip, tmp_path, monkeypa
 # ----------------------------------------------------------------------------------------------- what may happen
 
 
+ENDS = {
+    "abort.mp4": "ended the worker process: killed by SIGABRT",
+    "late.mp4": "ended the worker process: killed by SIGABRT",
+    "exit.mp4": "ended the worker process: exit code 7",
+    "memory.mp4": "takes more than 1000000000 bytes of memory",
+    "vast.mp4": "1000000 x 1000000 px",
+    "short.mp4": "fewer pixels",
+    "pickle.mp4": "wrong answer",
+    "nonsense.mp4": "wrong answer",
+    "huge.mp4": "wrong answer",
+    "list.mp4": "wrong answer",
+    "keyless.mp4": "wrong answer",
+}
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
-    {
-        "abort.mp4": "ended the worker process: killed by SIGABRT",
-        "exit.mp4": "ended the worker process: exit code 7",
-        "late.mp4": "ended the worker process: killed by SIGABRT",
-        "nonsense.mp4": "wrong answer",
-        "pickle.mp4": "wrong answer",
-        "huge.mp4": "wrong answer",
-        "list.mp4": "wrong answer",
-        "keyless.mp4": "wrong answer",
-        "vast.mp4": "1000000 x 1000000 px",
-        "short.mp4": "fewer pixels",
-        "memory.mp4": "takes more than 1000000000 bytes of memory",
-    }.items(),
+    [
+        pytest.param(
+            name, reason, marks=[pytest.mark.slow] * (name in ("exit.mp4", "nonsense.mp4", "huge.mp4", "list.mp4"))
+        )
+        for name, reason in ENDS.items()
+    ],
 )
 def test_what_ends_a_worker_is_an_error_of_the_clip(misbehaving, named, name, reason):
     limits = VideoPandaDecodeLimits(memory_bytes=10**9)
@@ -260,7 +268,7 @@ def test_what_ends_a_worker_is_an_error_of_the_clip(misbehaving, named, name, re
     assert read_barcodes(decode_video(named("good.mp4"), take(2), isolate=True)[0]) == [2]
 
 
-@pytest.mark.parametrize("name", ["hang.mp4", "deaf.mp4", "stop.mp4"])
+@pytest.mark.parametrize("name", ["hang.mp4", "stop.mp4", pytest.param("deaf.mp4", marks=pytest.mark.slow)])
 def test_time_is_limited(misbehaving, named, name):
     decode_video(named("good.mp4"), take(0), isolate=True)
     (worker,) = idle_workers()
@@ -300,6 +308,7 @@ def test_a_worker_ends_with_the_process_that_started_it(misbehaving_module, name
     """Killed itself, a caller can end nobody: the worker has to notice."""
     code = (
         "import sys, importlib, types\n"
+        "sys.modules['torch'] = types.ModuleType('torch')  # for large frames only, and seconds to import\n"
         "package = types.ModuleType('callers'); package.__path__ = [sys.argv[1]]; sys.modules['callers'] = package\n"
         "isolated = importlib.import_module('callers.isolated_video_panda')\n"
         "limits = isolated.VideoPandaDecodeLimits()\n"
