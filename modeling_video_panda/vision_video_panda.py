@@ -118,28 +118,48 @@ class VideoPandaVisionMixin:
 
     def _encode(self, pixels_VTCSS: torch.Tensor, grids: list[list[int]], chunk_batch: int | None):
         """All frames' tokens, before and after the projector, as one `BaseModelOutputWithPooling`."""
-        self._check_chunk_batch(chunk_batch)
-        encoded, projected, places = [], [], {}
-        for pixels_MKCSS, still, chunks in self._cut_into_chunks(pixels_VTCSS, grids, chunk_batch):
-            grid_of_chunk = [tuple(grids[video][1:]) for video, _ in chunks]
-            frames = self.stab(pixels_MKCSS, grid_of_chunk, still=still, return_frames=True)
+        if chunk_batch is not None:
+            self._check_chunk_batch(chunk_batch)
+            return self._encode_in_turn(pixels_VTCSS, grids, chunk_batch)
+        encoded, places = [], {}
+        for pixels_MKCSS, still, chunks in self._cut_into_chunks(pixels_VTCSS, grids):
+            frames = self._encode_chunks(pixels_MKCSS, still, chunks, grids)
             for index, own in enumerate(frames, start=len(encoded)):
                 places.update({chunks[chunk]: (index, place) for place, chunk in enumerate(own.chunks)})
             encoded += frames
-            if chunk_batch is not None:
-                projected += self._project(frames, projected[0].row_D if projected else None)
-        projected = projected or self._project(encoded, None)
         chunks_of_each = [[] for _ in grids]
         for chunk in sorted(places):
             chunks_of_each[chunk[0]].append(places[chunk])
         return BaseModelOutputWithPooling(
             last_hidden_state=join_sequences(_sequence_of_each(encoded, chunks_of_each)),
-            pooler_output=_sequence_of_each(projected, chunks_of_each),
+            pooler_output=_sequence_of_each(self._project(encoded), chunks_of_each),
         )
 
-    def _check_chunk_batch(self, chunk_batch: int | None) -> None:
-        if chunk_batch is None:
-            return
+    def _encode_in_turn(self, pixels_VTCSS: torch.Tensor, grids: list[list[int]], chunk_batch: int):
+        """The same, a few chunks at a time, each written to its place: nothing but the result grows with the frames."""
+        num_frame_tokens = [self.config.vision_config.num_frame_tokens(*grid[1:]) for grid in grids]
+        lengths = [grid[0] * num for grid, num in zip(grids, num_frame_tokens)]
+        first_token = [0, *itertools.accumulate(lengths)]
+        outputs, row_H = [None, None], None  # before and after the projector
+        for pixels_MKCSS, still, chunks in self._cut_into_chunks(pixels_VTCSS, grids, chunk_batch):
+            frames = self._encode_chunks(pixels_MKCSS, still, chunks, grids)
+            projected = self._project(frames, row_H)
+            row_H = projected[0].row_D
+            for level, own in [*((0, own) for own in frames), *((1, own) for own in projected)]:
+                sequences = own.sequences().flatten(1, 2)
+                if outputs[level] is None:
+                    outputs[level] = sequences.new_empty(first_token[-1], sequences.shape[-1])
+                for chunk, sequence in zip(own.chunks, sequences):
+                    video, first_frame = chunks[chunk]
+                    begin = first_token[video] + first_frame * num_frame_tokens[video]
+                    outputs[level][begin : begin + len(sequence)] = sequence
+        return BaseModelOutputWithPooling(last_hidden_state=outputs[0], pooler_output=outputs[1].split(lengths))
+
+    def _encode_chunks(self, pixels_MKCSS, still: bool, chunks, grids: list[list[int]]) -> list[VideoPandaFrames]:
+        grid_of_chunk = [tuple(grids[video][1:]) for video, _ in chunks]
+        return self.stab(pixels_MKCSS, grid_of_chunk, still=still, return_frames=True)
+
+    def _check_chunk_batch(self, chunk_batch: int) -> None:
         if isinstance(chunk_batch, bool) or not isinstance(chunk_batch, int) or chunk_batch < 1:
             raise ValueError(f"vision_chunk_batch must be a positive integer or None, got {chunk_batch!r}")
         if self.stab.lste is not None and self.stab.lste.norm.training:
@@ -148,7 +168,7 @@ class VideoPandaVisionMixin:
                 "their statistics: expected None"
             )
 
-    def _cut_into_chunks(self, pixels_VTCSS: torch.Tensor, grids: list[list[int]], chunk_batch: int | None):
+    def _cut_into_chunks(self, pixels_VTCSS: torch.Tensor, grids: list[list[int]], chunk_batch: int | None = None):
         """What STAB is called with: canvases (M, K, C, S, S), whether they are stills, and whose (video, first frame) each is.
 
         All chunks of one length go through together, or `chunk_batch` at a time.
@@ -173,7 +193,7 @@ class VideoPandaVisionMixin:
                     pixels_XCSS = frames_in_order[index.flatten()]
                 yield pixels_XCSS.unflatten(0, (len(own), length)), still, own
 
-    def _project(self, frames: list[VideoPandaFrames], row_H: torch.Tensor | None) -> list[VideoPandaFrames]:
+    def _project(self, frames: list[VideoPandaFrames], row_H: torch.Tensor | None = None) -> list[VideoPandaFrames]:
         """The projector over all tokens and contexts at once; over `<row>` too, if it is not yet known."""
         parts = [part for own in frames for part in (own.tokens_MKhwD.flatten(0, 3), own.context_MKD.flatten(0, 1))]
         if row_H is None and frames[0].row_D is not None:
