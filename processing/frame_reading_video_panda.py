@@ -9,42 +9,22 @@ Imports neither torch nor transformers: the worker starts with it.
 Legend of the shape comments: T frames asked for, H and W px after rotation.
 """
 
-import io
 import itertools
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from .containers_video_panda import SELF_CONTAINED_FORMATS, is_indexed_container, is_known_clip, read_head
-from .decode_limits_video_panda import VideoPandaDecodeError, VideoPandaDecodeLimits
-from .stream_probe_video_panda import VideoPandaStreamInfo, best_video_stream, follow_damage, probe_stream
-
-try:
-    import av
-except ImportError:
-    av = None
+from .containers_video_panda import is_indexed_container, is_known_clip, read_head
+from .decode_limits_video_panda import VideoPandaDecodeLimits
+from .pyav_reading_video_panda import VideoPandaPyavVideo, VideoPandaSource, av, num_threads, reason_of
+from .stream_probe_video_panda import VideoPandaStreamInfo
 
 # Any damaged frame that decord patches up with a neighbour is an error; 0 would mean "not limited".
 _DECORD_FAULT_TOLERANCE = 1e-9
-_MAX_THREADS = 4
-
-
-@dataclass
-class VideoPandaSource:
-    """An opened-up source: `content` is a real path or bytes, `name` is for messages."""
-
-    content: str | bytes
-    name: str
-
-    def open(self):
-        """What both decoders take: the path, or a file object over the bytes."""
-        return io.BytesIO(self.content) if isinstance(self.content, bytes) else self.content
-
-    def error(self, reason: str) -> VideoPandaDecodeError:
-        return VideoPandaDecodeError(f"{self.name}: {reason}")
+# Pixels that PyAV may decode on top of those that decord's random access would: about what it takes to open decord.
+_PIXELS_OF_OPENING = 2**21
 
 
 @dataclass
@@ -90,21 +70,30 @@ def read_frames(
     """
     if av is None:
         return _read_with_decord_alone(opened, choose_frames, limits)
-    info = _probe(opened)
-    _check(limits, opened, max(info.num_packets, info.num_promised or 0), info.width, info.height)
-    # Where the packets do not tell how many frames there are, all of them are decoded once to count them.
-    times = info.packet_times if info.counts_are_exact else _count_frames(opened)
-    if not times:
-        raise opened.error(f"has a {info.codec} video stream but not a single frame in it")
-    description = _describe(opened, info, times)
-    indices = choose_frames(description)
-    size_px = (description.height, description.width)
-    frames = None
-    if info.random_access_is_exact and is_indexed_container(read_head(opened.content)):
-        frames = _read_random_access(opened, indices, len(times), size_px, may_borrow)
-    if frames is not None:
-        return frames, indices, "decord"
-    return _read_from_start(opened, indices, size_px), indices, "pyav"
+    with VideoPandaPyavVideo(opened) as video:
+        info = video.info
+        _check(limits, opened, max(info.num_packets, info.num_promised or 0), info.width, info.height)
+        # Where the packets do not tell how many frames there are, all of them are decoded once to count them.
+        times = info.packet_times if info.counts_are_exact else video.count_frames()
+        description = _describe(opened, info, times, video.first_frame())
+        indices = choose_frames(description)
+        size_px = (description.height, description.width)
+        frames = None
+        if _is_random_access_better(opened, info, indices):
+            frames = _read_random_access(opened, indices, len(times), size_px, may_borrow)
+        if frames is not None:
+            return frames, indices, "decord"
+        return video.read(indices, size_px), indices, "pyav"
+
+
+def _is_random_access_better(opened: VideoPandaSource, info: VideoPandaStreamInfo, indices: list[int]) -> bool:
+    """Whether decord's random access is exact for a video and has less to do than PyAV, which is already reading it."""
+    if not info.random_access_is_exact:
+        return False
+    num_saved = max(indices) + 1 - info.num_decoded_on_the_way(indices)
+    if num_saved * info.width * info.height <= _PIXELS_OF_OPENING:
+        return False
+    return is_indexed_container(read_head(opened.content))
 
 
 def _check(limits: VideoPandaDecodeLimits, opened: VideoPandaSource, num_frames: int, width: int, height: int) -> None:
@@ -116,62 +105,8 @@ def _check(limits: VideoPandaDecodeLimits, opened: VideoPandaSource, num_frames:
         raise opened.error(str(error)) from None
 
 
-# ---------------------------------------------------------------------------------------------------------- PyAV
-
-
-def _open_pyav(opened: VideoPandaSource):
-    # Nothing inside a file can make FFmpeg open an address ("file" alone) or another file (no lists of files).
-    options = {"protocol_whitelist": "file", "format_whitelist": ",".join(SELF_CONTAINED_FORMATS)}
-    return av.open(opened.open(), options=options)
-
-
-def _pyav_errors() -> tuple[type[Exception], ...]:
-    """What PyAV raises on a file it cannot read; IndexError where a damaged header announces streams as it goes."""
-    return av.FFmpegError, ValueError, IndexError
-
-
-def _probe(opened: VideoPandaSource) -> VideoPandaStreamInfo:
-    try:
-        with _open_pyav(opened) as container:
-            info = probe_stream(container)
-            kinds = sorted({stream.type for stream in container.streams})
-    except _pyav_errors() as error:
-        raise opened.error(f"is not a video that can be read: {_reason(error)}") from error
-    if info is None:
-        raise opened.error(f"has no video stream, only {', '.join(kinds) or 'nothing'}")
-    if info.num_promised is not None and info.num_read < info.num_promised:
-        raise opened.error(
-            f"is cut off: its index promises {info.num_promised} frames, only {info.num_read} are in the file"
-        )
-    return info
-
-
-def _upright(frame) -> np.ndarray:
-    """A decoded PyAV frame as RGB (H, W, 3), turned as the file says; the same pixels as decord's."""
-    return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-
-
-def _iterate_frames(opened: VideoPandaSource, num_threads: int | None = None):
-    """All frames of a file in the order they are shown, as PyAV frames."""
-    num_frames = 0
-    try:
-        with _open_pyav(opened) as container:
-            stream = best_video_stream(container)
-            stream.thread_type = "AUTO"
-            stream.codec_context.thread_count = num_threads or _num_threads()
-            for frame in container.decode(stream):
-                yield frame
-                num_frames += 1
-    except _pyav_errors() as error:
-        raise opened.error(f"decoding breaks after frame {num_frames}: {_reason(error)}") from error
-
-
-def _count_frames(opened: VideoPandaSource) -> list[float]:
-    """When each frame is shown, seconds; NaN where the file does not say."""
-    return [math.nan if frame.time is None else frame.time for frame in _iterate_frames(opened)]
-
-
-def _describe(opened: VideoPandaSource, info: VideoPandaStreamInfo, times: list[float]) -> VideoPandaDescription:
+def _describe(opened: VideoPandaSource, info: VideoPandaStreamInfo, times: list[float], first) -> VideoPandaDescription:
+    """What is known about a video; `first` is its first frame, on which size and rotation stand."""
     starts = [time - times[0] for time in times]
     ascending = all(later > earlier for earlier, later in itertools.pairwise(starts))  # False for NaN, too
     fps = float(info.fps) if info.fps else None
@@ -179,10 +114,6 @@ def _describe(opened: VideoPandaSource, info: VideoPandaStreamInfo, times: list[
         fps = (len(starts) - 1) / starts[-1]
     if len(times) > 1 and (fps is None or not math.isfinite(fps) or fps <= 0):
         raise opened.error(f"has no usable frame rate: got {fps}, expected a positive finite number")
-    # Size and rotation stand on the first frame; more threads would only decode ahead.
-    first = next(_iterate_frames(opened, num_threads=1), None)
-    if first is None:
-        raise opened.error(f"has a {info.codec} video stream but not a single frame in it")
     turned = round(first.rotation / 90) % 2
     height, width = (first.width, first.height) if turned else (first.height, first.width)
     metadata = VideoPandaDescription(
@@ -197,29 +128,6 @@ def _describe(opened: VideoPandaSource, info: VideoPandaStreamInfo, times: list[
         if fps and len(times) > 1:
             metadata.duration = starts[-1] + 1 / fps
     return metadata
-
-
-def _read_from_start(opened: VideoPandaSource, indices: list[int], size_px: tuple[int, int]) -> np.ndarray:
-    """Decode up to the last frame wanted and keep only those asked for."""
-    frames = np.empty((len(indices), *size_px, 3), dtype=np.uint8)  # (T, H, W, 3)
-    places: dict[int, list[int]] = {}
-    for place, index in enumerate(indices):
-        places.setdefault(index, []).append(place)
-    missing = set(places)
-    for index, (frame, is_damaged) in enumerate(follow_damage(_iterate_frames(opened))):
-        if index in places:
-            if is_damaged:
-                raise opened.error(f"frame {index} is damaged, or one that it is predicted from")
-            picture = _upright(frame)
-            if picture.shape[:2] != size_px:
-                # Some streams change their size on the way; decord, too, scales to the size of the stream.
-                turned = size_px if frame.rotation % 180 == 0 else size_px[::-1]
-                picture = _upright(frame.reformat(width=turned[1], height=turned[0]))
-            frames[places[index]] = picture
-            missing.discard(index)
-            if not missing:
-                return frames
-    raise opened.error(f"frames {sorted(missing)} were expected but cannot be decoded")
 
 
 # --------------------------------------------------------------------------------------------------------- decord
@@ -285,7 +193,7 @@ def _get_batch(
     decord, opened: VideoPandaSource, indices: list[int], num_frames: int, may_borrow: bool
 ) -> np.ndarray | None:
     try:
-        reader = decord.VideoReader(opened.open(), num_threads=_num_threads(), fault_tol=_DECORD_FAULT_TOLERANCE)
+        reader = decord.VideoReader(opened.open(), num_threads=num_threads(), fault_tol=_DECORD_FAULT_TOLERANCE)
         return _as_array(reader.get_batch(indices), may_borrow) if len(reader) == num_frames else None
     except _decord_errors(decord):
         return None
@@ -309,7 +217,7 @@ def _read_with_decord_alone(
             for last in _iterate_decord(decord, opened):
                 first = last if first is None else first
     except _decord_errors(decord) as error:
-        raise opened.error(f"cannot be decoded: {_reason(error)}") from error
+        raise opened.error(f"cannot be decoded: {reason_of(error)}") from error
     if first is None:
         raise opened.error("has not a single frame")
     num_frames, picture, fps = last
@@ -341,7 +249,7 @@ def _decord_errors(decord) -> tuple[type[Exception], ...]:
 
 def _iterate_decord(decord, opened: VideoPandaSource):
     """(number of frames so far, picture (H, W, 3), average fps), frame by frame."""
-    reader = decord.VideoReader(opened.open(), num_threads=_num_threads(), fault_tol=_DECORD_FAULT_TOLERANCE)
+    reader = decord.VideoReader(opened.open(), num_threads=num_threads(), fault_tol=_DECORD_FAULT_TOLERANCE)
     fps = reader.get_avg_fps()
     for number in range(1, len(reader) + 1):
         try:
@@ -349,13 +257,3 @@ def _iterate_decord(decord, opened: VideoPandaSource):
         except StopIteration:
             return
         yield number, picture, fps
-
-
-def _num_threads() -> int:
-    return max(1, min(_MAX_THREADS, os.cpu_count() or 1))
-
-
-def _reason(error: Exception) -> str:
-    """The last line of a decoder's message, without its own source lines."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

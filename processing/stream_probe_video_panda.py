@@ -11,6 +11,7 @@ for*, without an error. This file says where its answer is known to be exact. Me
   everything in AVI, MPEG-TS, MPEG-PS and WMV; HEVC with closed GOPs fails outright.
 """
 
+import bisect
 import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -30,6 +31,7 @@ _CLEAN_KEY_FRAMES = frozenset({"vp8", "vp9"})
 _ONLY_KEY_FRAMES = frozenset({"mjpeg", "prores"})
 _H264_IDR = 5
 _MAX_REORDERED_FRAMES = 16  # H.264 and HEVC allow no more
+_MAX_KEPT_BYTES = 2**25  # of packets; a larger file is opened a second time in order to decode it
 
 
 @dataclass
@@ -42,11 +44,15 @@ class VideoPandaStreamInfo:
         width, height: coded size before rotation, px.
         fps: average frames per second as the container states it (decord's get_avg_fps), or None.
         num_packets: packets that carry a picture to show.
-        packet_times: when each of them is shown, seconds, ascending; empty if the container does not say.
-        counts_are_exact: whether every one of those packets gives exactly one frame.
-        random_access_is_exact: whether decord's random access gives the frames asked for.
         num_promised: packets the container's index promises, or None.
         num_read: packets that could be read, shown or not.
+        display_ticks: when each of them is shown, in the stream's units of time, ascending; empty if the container does
+            not say.
+        packet_times: the same in seconds.
+        key_frames: which frames are key frames, ascending; of no meaning unless `counts_are_exact`.
+        counts_are_exact: whether every packet to show gives exactly one frame.
+        random_access_is_exact: whether decord's random access gives the frames asked for.
+        packets: the PyAV packets in the file's order, the empty one that ends decoding included; None if they are many.
     """
 
     container: tuple[str, ...]
@@ -57,9 +63,24 @@ class VideoPandaStreamInfo:
     num_packets: int
     num_promised: int | None
     num_read: int
+    display_ticks: list[int] = field(default_factory=list)
     packet_times: list[float] = field(default_factory=list)
+    key_frames: list[int] = field(default_factory=list)
     counts_are_exact: bool = False
     random_access_is_exact: bool = False
+    packets: deque | None = None
+
+    def num_decoded_on_the_way(self, indices: list[int]) -> int:
+        """How many frames random access decodes for these: each from the key frame before it on.
+
+        Args:
+            indices: frames of a stream whose counts are exact, in any order.
+        """
+        last_of_group: dict[int, int] = {}
+        for index in indices:
+            key_frame = self.key_frames[bisect.bisect_right(self.key_frames, index) - 1]
+            last_of_group[key_frame] = max(index, last_of_group.get(key_frame, 0))
+        return sum(last - key_frame + 1 for key_frame, last in last_of_group.items())
 
 
 def best_video_stream(container):
@@ -78,13 +99,13 @@ def best_video_stream(container):
 
 
 def probe_stream(container) -> VideoPandaStreamInfo | None:
-    """List the packets of the video stream.
+    """List the packets of the video stream, and keep them where they are few.
 
     Args:
         container: an open PyAV input container, at its beginning.
 
     Returns:
-        The facts, or None if there is no video stream.
+        The facts, or None if there is no video stream. The packets can be decoded as long as the container is open.
 
     Raises:
         av.FFmpegError: the file breaks while its packets are listed.
@@ -116,7 +137,7 @@ def probe_stream(container) -> VideoPandaStreamInfo | None:
     counts_are_exact = indexed and codec in _PACKET_IS_PICTURE and nothing_leads and len(display_ticks) == num_read
     # A fragmented MP4 has no index; decord reads a whole one rightly but crashes the process on some damaged ones.
     has_index = "mov" not in names or stream.frames == num_read
-    times = sorted(float(ticks * stream.time_base) for ticks in display_ticks) if timed else []
+    ascending = sorted(display_ticks) if timed else []
     return VideoPandaStreamInfo(
         container=names,
         codec=codec,
@@ -126,10 +147,18 @@ def probe_stream(container) -> VideoPandaStreamInfo | None:
         num_packets=len(display_ticks),
         num_promised=stream.frames if "mov" in names and stream.frames > 0 else None,
         num_read=num_read,
-        packet_times=times,
+        display_ticks=ascending,
+        packet_times=_seconds(ascending, stream.time_base),
+        key_frames=[bisect.bisect_left(ascending, ticks) for ticks in sorted(packets.key_ticks)] if timed else [],
         counts_are_exact=counts_are_exact,
         random_access_is_exact=counts_are_exact and key_frames_are_clean and has_index,
+        packets=packets.kept,
     )
+
+
+def _seconds(ticks: list[int], unit: Fraction) -> list[float]:
+    """As float(ticks * unit), which takes as long as all the rest of listing packets."""
+    return [number * unit.numerator / unit.denominator for number in ticks]
 
 
 @dataclass
@@ -141,11 +170,18 @@ class _VideoPandaPackets:
     num_keys: int = 0
     num_idr_keys: int = 0
     starts_with_key: bool = False
+    key_ticks: list[int] = field(default_factory=list)
+    kept: deque | None = field(default_factory=deque)
 
 
 def _list_packets(container, stream, codec: str, nal_length_size: int | None) -> _VideoPandaPackets:
-    packets = _VideoPandaPackets()
+    packets, num_bytes = _VideoPandaPackets(), 0
     for packet in container.demux(stream):
+        num_bytes += packet.size
+        if num_bytes > _MAX_KEPT_BYTES:
+            packets.kept = None
+        if packets.kept is not None:
+            packets.kept.append(packet)
         if not packet.size:
             continue
         if packet.is_keyframe:
@@ -156,6 +192,8 @@ def _list_packets(container, stream, codec: str, nal_length_size: int | None) ->
         packets.num_read += 1
         if not packet.is_discard:
             packets.display_ticks.append(packet.pts)
+            if packet.is_keyframe and packet.pts is not None:
+                packets.key_ticks.append(packet.pts)
     return packets
 
 

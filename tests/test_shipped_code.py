@@ -71,7 +71,7 @@ LISTED_CALLS = {
     ("sources_video_panda", "_open_image"),
     ("containers_video_panda", "read_head"),
     ("decode_limits_video_panda", "read_mp4_tracks"),
-    ("frame_reading_video_panda", "_open_pyav"),
+    ("pyav_reading_video_panda", "_open_container"),
     ("frame_reading_video_panda", "_get_batch"),
     ("frame_reading_video_panda", "_iterate_decord"),
     ("isolated_video_panda", "_VideoPandaWorker.__init__"),

@@ -20,6 +20,7 @@ from clips import barcode_frame, read_barcodes, set_rotation, truncate, write_au
 
 from video_panda.processing import containers_video_panda as containers
 from video_panda.processing import frame_reading_video_panda as decoding
+from video_panda.processing import pyav_reading_video_panda as pyav_reading
 from video_panda.processing import sources_video_panda as sources
 from video_panda.processing import stream_probe_video_panda as stream_probe
 from video_panda.processing.video_decoding_video_panda import VideoDecodeError, VideoPandaDecodeError, decode_video
@@ -55,6 +56,12 @@ KINDS = {
     "wmv2.wmv": ("pyav", {"codec": "wmv2", "options": {"g": "12", "b": "800000"}}),
     "gif.gif": ("pyav", {"codec": "gif", "pix_fmt": "rgb8"}),
 }
+
+
+@pytest.fixture(autouse=True)
+def random_access_pays(monkeypatch):
+    """Small clips are otherwise read from the start, whatever they are."""
+    monkeypatch.setattr(decoding, "_PIXELS_OF_OPENING", float("-inf"))
 
 
 @pytest.fixture(scope="module")
@@ -310,16 +317,18 @@ def test_damage_lasts_until_the_next_key_frame(tmp_path):
     assert flagged, "FFmpeg notices this damage"
     assert set(flagged) < set(range(11, 20))
 
-    opened = decoding.VideoPandaSource(str(broken), "broken.mkv")
-    damaged = [
-        index for index, (_, bad) in enumerate(stream_probe.follow_damage(decoding._iterate_frames(opened))) if bad
-    ]
+    def read(indices):
+        with pyav_reading.VideoPandaPyavVideo(decoding.VideoPandaSource(str(broken), "broken.mkv")) as video:
+            return video.read(indices, (96, 160))
+
+    with av.open(str(broken)) as container:
+        followed = stream_probe.follow_damage(container.decode(video=0))
+        damaged = [index for index, (_, is_damaged) in enumerate(followed) if is_damaged]
     assert damaged == list(range(11, 20))
-    decoded = decoding._read_from_start(opened, [0, 10, 20, 39], (96, 160))
-    assert read_barcodes(decoded) == [0, 10, 20, 39]
+    assert read_barcodes(read([0, 10, 20, 39])) == [0, 10, 20, 39]
     for index in (11, 13, 16, 19):
         with pytest.raises(VideoDecodeError, match=rf"broken\.mkv: frame {index} is damaged"):
-            decoding._read_from_start(opened, [0, index], (96, 160))
+            read([0, index])
 
 
 def test_endless_b_frames_are_not_all_waited_for():
@@ -393,7 +402,9 @@ def test_disguised_playlists_open_nothing(tmp_path, monkeypatch, name, with_pyav
 def test_what_ffmpeg_may_open(clip, monkeypatch):
     seen = []
     original = av.open
-    monkeypatch.setattr(av, "open", lambda *args, **kwargs: seen.append(kwargs["options"]) or original(*args, **kwargs))
+    monkeypatch.setattr(
+        av, "open", lambda *args, **kwargs: seen.append(kwargs["container_options"]) or original(*args, **kwargs)
+    )
     decode_video(clip("h264.ts"), take([0]))
     formats = {name for options in seen for name in options["format_whitelist"].split(",")}
     assert {options["protocol_whitelist"] for options in seen} == {"file"}
@@ -406,14 +417,14 @@ def test_what_ffmpeg_may_open(clip, monkeypatch):
 
 def test_decord_gets_only_its_own_containers(clip, monkeypatch):
     """Even if the probe took a transport stream for one that decord reads exactly."""
-    original = decoding.probe_stream
+    original = pyav_reading.probe_stream
 
     def trusting(container):
         info = original(container)
         info.random_access_is_exact = True
         return info
 
-    monkeypatch.setattr(decoding, "probe_stream", trusting)
+    monkeypatch.setattr(pyav_reading, "probe_stream", trusting)
     assert decode_video(clip("h264.ts"), take([3]))[1].video_backend == "pyav"
 
 
@@ -438,7 +449,7 @@ def test_the_best_of_several_streams_is_shown(tmp_path, monkeypatch, backend):
             streams.append(container.add_stream("libx264", rate=25))
             streams[-1].width, streams[-1].height, streams[-1].pix_fmt = width, height, "yuv420p"
         streams[0].disposition = 0
-        streams[1].disposition = av.stream.Disposition.default
+        streams[1].disposition = int(av.stream.Disposition.default)
         for index in range(8):
             for stream, first in zip(streams, (500, 0)):
                 picture = barcode_frame(first + index, stream.width, stream.height)

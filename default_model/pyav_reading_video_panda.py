@@ -1,0 +1,1 @@
+../processing/pyav_reading_video_panda.py
