@@ -20,6 +20,7 @@ from transformers.dynamic_module_utils import custom_object_save
 
 from ..modeling_video_panda.configuration_video_panda import VideoPandaConfig
 from ..modeling_video_panda.modeling_video_panda import VideoPandaForConditionalGeneration
+from ..modeling_video_panda.saved_files_video_panda import record_saved_files
 from ..modeling_video_panda.stab_video_panda import VideoPandaSTAB
 from . import release_keys as keys
 from .destination import check_destination, folder_in_the_making
@@ -119,6 +120,7 @@ def convert_checkpoint(
         generation.save_pretrained(made)
         custom_object_save(plan.model, made)
         plan.config.save_pretrained(made)
+        record_saved_files(made)
     _log_summary(plan, destination)
     return Path(destination)
 

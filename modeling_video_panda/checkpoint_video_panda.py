@@ -6,6 +6,8 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from .saved_files_video_panda import check_saved_files, saving_aside
+
 
 def check_weight_files(folder: Path) -> None:
     """Compare the size of each safetensors file of weights in a folder with what its own header announces.
@@ -30,19 +32,6 @@ def check_weight_files(folder: Path) -> None:
         expected = 8 + header_size + max(ends, default=0)
         if size != expected:
             raise OSError(f"{path} holds {size} bytes, but its header announces {expected}: the file was cut off")
-
-
-def remove_stale_weights(folder: Path) -> None:
-    """Of a single file of weights and an index of several, keep what the last save wrote.
-
-    transformers would load the single file, whichever is newer. It deletes the shards of an earlier save itself, before it
-    writes: an index whose shards are all there is the current one.
-    """
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.exists() and index.exists():
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        is_current = all((folder / shard).exists() for shard in shards)
-        (single if is_current else index).unlink()
 
 
 def check_everything_loaded(model: PreTrainedModel, source, info: dict, with_mismatches: bool) -> None:
@@ -92,11 +81,13 @@ class VideoPandaCheckpoint(PreTrainedModel):
 
         Raises:
             ValueError: if weights are missing, left over or of another shape; they are named.
-            OSError: if a file is missing or was cut off; it is named.
+            OSError: if a file is missing, damaged or of another checkpoint; it is named.
         """
         source = pretrained_model_name_or_path
         if source is not None and os.path.isdir(source):
-            check_weight_files(Path(source, kwargs.get("subfolder") or ""))
+            folder = Path(source, kwargs.get("subfolder") or "")
+            check_weight_files(folder)
+            check_saved_files(folder, cls.__module__, "model")
         model, info = super().from_pretrained(
             source, *args, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
         )
@@ -106,14 +97,22 @@ class VideoPandaCheckpoint(PreTrainedModel):
             check_everything_loaded(model, source, allowed, with_mismatches=not ignore_mismatched_sizes)
         return (model, info) if output_loading_info else model
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
-        """As in transformers, but an error where it cannot, and no weights of an earlier save in the folder stay.
+    def save_pretrained(self, save_directory, *args, push_to_hub: bool = False, **kwargs):
+        """As in transformers, but whole or not at all, and no weights of an earlier save in the folder stay.
 
         Raises:
             NotADirectoryError: if `save_directory` is a file; transformers only logs that, and saves nothing.
+            OSError: if a file cannot be written (full disk); what was in the folder is still there.
         """
         if os.path.isfile(save_directory):
             raise NotADirectoryError(f"Cannot save to {save_directory}: it is a file, expected a folder")
-        super().save_pretrained(save_directory, *args, **kwargs)
-        if kwargs.get("is_main_process", True):
-            remove_stale_weights(Path(save_directory))
+        # Processes that only help to gather the weights write nothing, and a checkpoint in the manner of torch.distributed
+        # is written by all of them.
+        is_saved_here = self.should_save_on_this_rank(kwargs.get("is_main_process", True))
+        if kwargs.get("distributed_checkpoint") or not is_saved_here:
+            super().save_pretrained(save_directory, *args, push_to_hub=push_to_hub, **kwargs)
+            return
+        with saving_aside(save_directory, "model") as aside:
+            super().save_pretrained(aside, *args, **kwargs)
+        if push_to_hub:  # transformers uploads what it has just written
+            super().save_pretrained(save_directory, *args, push_to_hub=True, **kwargs)

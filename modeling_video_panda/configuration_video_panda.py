@@ -7,10 +7,13 @@ import os
 from collections.abc import Iterable
 from dataclasses import fields
 from math import inf
+from pathlib import Path
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import SubConfigSpec
+
+from .saved_files_video_panda import check_saved_files
 
 DOWNSAMPLINGS = ("lsd", "avg_pool", "half_resolution", "perceiver_resampler")
 DOWNSAMPLING_POSITIONS = ("after_lste", "before_lste")
@@ -414,8 +417,11 @@ class VideoPandaConfig(PreTrainedConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
-        # What `from_pretrained` reads. transformers goes on with a warning if it is the configuration of another model.
-        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        # What `from_pretrained` reads, before anything else of a checkpoint. transformers goes on with a warning if it is the configuration of another model.
+        source = pretrained_model_name_or_path
+        if source is not None and os.path.isdir(source):
+            check_saved_files(Path(source, kwargs.get("subfolder") or ""), cls.__module__, "config")
+        config_dict, kwargs = super().get_config_dict(source, **kwargs)
         if config_dict.get("model_type") != cls.model_type:
             raise ValueError(
                 f"{pretrained_model_name_or_path} is not a Video-Panda checkpoint: its config.json says model_type "

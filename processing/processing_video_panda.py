@@ -19,7 +19,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput
-from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin
+from transformers.processing_utils import MultiModalData, ProcessingKwargs
 from transformers.utils.chat_template_utils import jinja2  # None without it; chats need it, loading does not
 from transformers.video_processing_utils import VideoProcessorMixin
 from transformers.video_utils import VideoInput
@@ -41,6 +41,7 @@ from .image_processing_video_panda import (
     count_images_per_prompt,
 )
 from .options_video_panda import plain_call_options
+from .saved_processor_video_panda import VideoPandaSavedProcessor
 from .video_inputs_video_panda import count_videos_per_prompt, flatten_videos, without_empty
 from .video_processing_video_panda import VideoPandaVideoProcessor, VideoPandaVideoProcessorKwargs
 
@@ -55,7 +56,7 @@ class VideoPandaProcessorKwargs(ProcessingKwargs, total=False):
     videos_kwargs: VideoPandaVideoProcessorKwargs
 
 
-class VideoPandaProcessor(ProcessorMixin):
+class VideoPandaProcessor(VideoPandaSavedProcessor):
     """Video and image processor, tokenizer and chat template in one.
 
     Each `<video>` in a prompt becomes its frames' tokens, a frame `<frame>` and then row by row `<video>` x w and `<row>`;

@@ -63,7 +63,12 @@ OPENING |= {
 LISTED_CALLS = {
     # the checkpoint's own files
     ("checkpoint_video_panda", "check_weight_files"),
-    ("checkpoint_video_panda", "remove_stale_weights"),
+    ("saved_files_video_panda", "saving_aside"),
+    ("saved_files_video_panda", "record_saved_files"),
+    ("saved_files_video_panda", "_check_json"),
+    ("saved_files_video_panda", "_digest"),
+    ("saved_files_video_panda", "_delete"),
+    ("saved_processor_video_panda", "_check_fits"),
     # the media that are named, and the worker that decodes them
     ("sources_video_panda", "download"),
     ("sources_video_panda", "_connect"),

@@ -138,7 +138,7 @@ def test_pushed_checkpoints_load_without_the_package(checkpoint, clip, expected,
     assert unchanged == with_processor
     assert "processor_config.json" not in files(with_model)
     different = {path for path, file in files(changed).items() if file != files(with_processor).get(path)}
-    assert different == {"model.safetensors"}
+    assert different == {"model.safetensors", "saved_files.json"}
     uses_lfs = settings is LFS
     assert [path for path, file in files(changed).items() if file.is_lfs] == ["model.safetensors"] * uses_lfs
 

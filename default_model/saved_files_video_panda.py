@@ -1,0 +1,1 @@
+../modeling_video_panda/saved_files_video_panda.py

@@ -1,0 +1,1 @@
+../processing/saved_processor_video_panda.py
