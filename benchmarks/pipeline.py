@@ -247,14 +247,14 @@ def check(found: dict) -> list[tuple[str, float, float, bool]]:
     return targets
 
 
-def write_page(options, found: dict, targets: list) -> str:
+def preprocessing_table(found: dict) -> str:
     rows = []
     for name, own in found["preprocessing"].items():
         times = own["seconds"]
         ms = [f"{1000 * median(times[way]):.1f}" for way in ("PIL", "float32", "uint8")]
         ratios = [f"{ratio(times['PIL'], times[way]):.2f}" for way in ("float32", "uint8")]
         rows.append([name, *ms, *ratios, f"{own['most_levels_apart']:.2f}", f"{own['float_canvases']:.2f}"])
-    preprocessing = markdown_table(
+    return markdown_table(
         [
             "source, px",
             "PIL, ms",
@@ -267,6 +267,9 @@ def write_page(options, found: dict, targets: list) -> str:
         ],
         rows,
     )
+
+
+def write_page(options, found: dict, targets: list) -> str:
     request = found["request"]
     ms = {name: f"{1000 * median(own):.1f}" for name, own in request.items() if isinstance(own, list)}
     stages = [
@@ -293,7 +296,7 @@ Rounds: {options.rounds}, of preprocessing four times as many; on {options.devic
 
 ## Preprocessing, {NUM_FRAMES} frames
 
-{preprocessing}
+{preprocessing_table(found)}
 
 ## Request
 
