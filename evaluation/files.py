@@ -31,6 +31,8 @@ def write_whole(path: str | os.PathLike, content: bytes | str, is_synced: bool =
             if is_synced:
                 os.fsync(file.fileno())
         os.replace(partial, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk does not say where
     finally:
         partial.unlink(missing_ok=True)
 
@@ -57,12 +59,18 @@ def append_synced(path: str | os.PathLike, text: str) -> None:
     """Add text to the end of a file, and wait until the disk has it; killed in between, a first part may be there.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: it cannot be written (full disk); the file is as long as before.
     """
-    with open(path, "ab") as file:
-        file.write(text.encode("utf-8"))
-        file.flush()
-        os.fsync(file.fileno())
+    content = memoryview(text.encode("utf-8"))
+    with open(path, "ab", buffering=0) as file:
+        size = file.tell()
+        try:
+            while content:
+                content = content[file.write(content) :]
+            os.fsync(file.fileno())
+        except OSError as error:
+            file.truncate(size)
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def read_object(path: str | os.PathLike) -> dict:

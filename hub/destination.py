@@ -20,6 +20,7 @@ def folder_in_the_making(destination: Path, overwrite: bool) -> Iterator[Path]:
     Raises:
         FileExistsError: there is something at `destination` and `overwrite` is not set, or it is not a folder, or the
             `.partial` folder was not made by an earlier run.
+        OSError: it cannot be written (full disk); what was at `destination` still is.
     """
     work = _work_folder(destination)
     check_destination(destination, overwrite)
@@ -34,6 +35,10 @@ def folder_in_the_making(destination: Path, overwrite: bool) -> Iterator[Path]:
             os.replace(destination, old)
         os.replace(new, destination)
         _sync(destination.parent)
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(destination)) from error  # a full disk does not say where
     finally:
         if old.exists() and not destination.exists():
             os.replace(old, destination)

@@ -87,7 +87,8 @@ class VideoPandaCheckpoint(PreTrainedModel):
         if source is not None and os.path.isdir(source):
             folder = Path(source, kwargs.get("subfolder") or "")
             check_weight_files(folder)
-            check_saved_files(folder, cls.__module__, "model")
+            if not output_loading_info:
+                check_saved_files(folder, cls.__module__, "model")
         model, info = super().from_pretrained(
             source, *args, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
         )

@@ -13,7 +13,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import SubConfigSpec
 
-from .saved_files_video_panda import check_saved_files
+from .saved_files_video_panda import check_saved_files, saving_aside
 
 DOWNSAMPLINGS = ("lsd", "avg_pool", "half_resolution", "perceiver_resampler")
 DOWNSAMPLING_POSITIONS = ("after_lste", "before_lste")
@@ -438,7 +438,10 @@ class VideoPandaConfig(PreTrainedConfig):
         self.check()
         # Complete, whatever subset of the Auto classes the object at hand came through.
         self.auto_map = dict(AUTO_MAP)
-        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        with saving_aside(save_directory, "config") as aside:
+            super().save_pretrained(aside, **kwargs)
+        if push_to_hub:  # transformers uploads what it has just written
+            super().save_pretrained(save_directory, push_to_hub=True, **kwargs)
 
 
 VideoPandaConfig.register_for_auto_class()

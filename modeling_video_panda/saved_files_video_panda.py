@@ -42,7 +42,8 @@ def saving_aside(folder: str | os.PathLike, kind: str) -> Iterator[Path]:
     try:
         aside.mkdir()
         yield aside
-        written = sorted(path.relative_to(aside) for path in aside.rglob("*") if path.is_file())
+        files = (path for path in aside.rglob("*") if path.is_file() and path.name != RECORD_FILE)
+        written = sorted(path.relative_to(aside) for path in files)
         at_top = [path for path in written if len(path.parts) == 1]
         record = _record_before(folder) | {path.name: _digest(aside / path) for path in at_top if _is_recorded(path)}
         weights = {path.name for path in written if path.suffix == ".safetensors"}
@@ -54,6 +55,10 @@ def saving_aside(folder: str | os.PathLike, kind: str) -> Iterator[Path]:
             os.replace(aside / path, folder / path)
         for path in stale:
             path.unlink()
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(folder)) from error  # a full disk does not say where
     except Exception as error:
         if type(error).__name__ != "SafetensorError":  # how the weights' writer says that a disk is full
             raise
@@ -92,6 +97,8 @@ def check_saved_files(folder: Path, module: str, kind: str) -> None:
     remedy = f"if that was done on purpose, take its line out of {folder / RECORD_FILE}"
     for name, digest in own.items():
         path = folder / name
+        if name == "chat_template.jinja" and (folder / "chat_template.json").is_file():
+            continue  # the form of older versions, which transformers prefers
         if not path.is_file():
             raise OSError(f"{path} is missing: it was saved with this checkpoint; {remedy}")
         if name in EDITED_BY_HAND:

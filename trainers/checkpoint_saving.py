@@ -6,12 +6,14 @@ transformers writes straight into `checkpoint-N` and resumes from the highest N,
 import contextlib
 import json
 import logging
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from accelerate.utils import broadcast_object_list, gather_object
+from safetensors import SafetensorError
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -35,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 SKIPPED_STATE_FILE = "skipped_samples.json"
 AUTO = "auto"
+# How torch.save says that a file could not be written to its end.
+_WRITING_FAILED = re.compile(r"inline_container|PytorchStreamWriter")
 
 
 class CheckpointSaving:
@@ -190,6 +194,10 @@ class CheckpointSaving:
             super()._save_checkpoint(model, trial)
             if self.args.should_save:
                 self._complete(staging / name, run_folder, skipped)
+        except (RuntimeError, SafetensorError) as error:
+            if not isinstance(error, SafetensorError) and not _WRITING_FAILED.search(str(error)):
+                raise
+            raise OSError(f"{run_folder / name} cannot be written (is the disk full?): {error}") from error
         finally:
             self._staging = self._gathered_head = None
         self.accelerator.wait_for_everyone()
