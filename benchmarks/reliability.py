@@ -29,6 +29,12 @@ SECTIONS = {
     "opening files": ("reliability_decoding", "opening_files"),
     "data loader": ("reliability_decoding", "data_loader"),
     "paths and addresses": ("reliability_decoding", "paths_and_addresses"),
+    "generate calls": ("reliability_numbers", "generate_calls"),
+    "training steps": ("reliability_numbers", "training_steps"),
+    "damaged checkpoints": ("reliability_damage", "damaged_checkpoints"),
+    "damaged code": ("reliability_damage", "damaged_code"),
+    "damaged runs": ("reliability_damage", "damaged_runs"),
+    "full disk": ("reliability_damage", "full_disk"),
 }
 FILE = RESULTS / "reliability.json"
 
