@@ -189,16 +189,20 @@ class TransformersJudge(Judge):
 
     def reply_all(self, prompts: Sequence[Messages]) -> Iterator[list[tuple[int, Reply]]]:
         """See `Judge`; in batches."""
-        # Long ones beside long ones: less padding.
-        texts = [
-            self._tokenizer.apply_chat_template(own, add_generation_prompt=True, tokenize=False) for own in prompts
+        # Sanitized: an answer that holds a control token of the judge, such as "[/INST]", must not speak as its template does.
+        ids = [
+            self._tokenizer.apply_chat_template(
+                own, add_generation_prompt=True, return_dict=False, sanitize_control_tokens=True
+            )
+            for own in prompts
         ]
-        order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
+        # Long ones beside long ones: less padding.
+        order = sorted(range(len(ids)), key=lambda place: len(ids[place]))
         for start in range(0, len(order), self.batch_size):
             places = order[start : start + self.batch_size]
-            inputs = self._tokenizer(
-                [texts[place] for place in places], return_tensors="pt", padding=True, add_special_tokens=False
-            ).to(self._model.device)
+            inputs = self._tokenizer.pad({"input_ids": [ids[place] for place in places]}, return_tensors="pt").to(
+                self._model.device
+            )
             output = self._model.generate(
                 **inputs,
                 do_sample=False,
