@@ -1,8 +1,8 @@
 """Reading the frames asked for out of a video that is open: the same code in this process and in the isolated worker.
 
-Two readers, decord (random access, fast where it is right) and PyAV (from the start, always right), give the same
-pixels on the same frame; `stream_probe_video_panda.py` decides between them. Only the real path of a regular file, or
-bytes, ever reach them. Source: decisions of the project; frame rate, size and rotation as the release's decord.
+Two readers give the same pixels on the same frame: PyAV, always right, which skips what it has in memory (files of up to
+32 MiB) and reads larger ones from the start; and for those decord, whose random access is right on some streams, as
+`stream_probe_video_panda.py` finds out. Only the real path of a regular file, or bytes, ever reach them. Source: decisions of the project; frame rate, size and rotation as the release's decord.
 
 Imports neither torch nor transformers: the worker starts with it.
 
@@ -79,7 +79,7 @@ def read_frames(
         indices = choose_frames(description)
         size_px = (description.height, description.width)
         frames = None
-        if _is_random_access_better(opened, info, indices):
+        if not video.can_skip and _is_random_access_better(opened, info, indices):
             frames = _read_random_access(opened, indices, len(times), size_px, may_borrow)
         if frames is not None:
             return frames, indices, "decord"
@@ -87,7 +87,7 @@ def read_frames(
 
 
 def _is_random_access_better(opened: VideoPandaSource, info: VideoPandaStreamInfo, indices: list[int]) -> bool:
-    """Whether decord's random access is exact for a video and has less to do than PyAV, which is already reading it."""
+    """Whether decord's random access is exact for a video and has less to do than PyAV from the first frame on."""
     if not info.random_access_is_exact:
         return False
     num_saved = max(indices) + 1 - info.num_decoded_on_the_way(indices)

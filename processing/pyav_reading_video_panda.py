@@ -1,18 +1,20 @@
-"""Reading a video with PyAV: opened once, its packets listed once, its frames decoded once, from the first one on.
+"""Reading a video with PyAV: opened once, its packets listed once, its frames decoded once.
 
-Every frame comes out in the order it is shown, and only those asked for are made into RGB. What is small stays in memory
-between the steps: the packets, until they are decoded; and the frames that had to be decoded in order to count them.
+Decoding begins at the first packet, or, where each key frame is a clean start, at the key frame before each frame asked for;
+only the frames asked for are made into RGB. What is small stays in memory between the steps: the packets, until they are
+decoded; and the frames that had to be decoded in order to count them.
 
 Imports neither torch nor transformers: the worker of the isolated mode starts with it.
 
 Legend of the shape comments: T frames asked for, H and W px after rotation.
 """
 
+import bisect
 import io
 import itertools
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +58,7 @@ class VideoPandaPyavVideo:
 
     Attributes:
         info: the facts about its stream.
+        can_skip: whether what is not needed for a frame may stay undecoded.
 
     Raises:
         VideoPandaDecodeError: it is no video, or is cut off.
@@ -72,6 +75,7 @@ class VideoPandaPyavVideo:
         try:
             self._container = _open_container(opened)
             self.info = self._probe()
+            self.can_skip = self.info.packets is not None and self.info.groups_stand_alone
         except _pyav_errors() as error:
             self.close()
             if isinstance(error, VideoPandaDecodeError):
@@ -127,8 +131,9 @@ class VideoPandaPyavVideo:
         Raises:
             VideoPandaDecodeError: there is none.
         """
-        if self._first is None and self._is_large and self.info.random_access_is_exact:
-            self._first = self._decode_first_packet()
+        if self._first is None and self.can_skip and len(self.info.key_frames) > 1:
+            # It is a key frame. Decoding on until it would come by itself is for nothing where others are wanted.
+            self._first = next(iter([*self._decode_packets([self.info.packets[0]], 0)]), None)
         if self._first is None:
             self._frames = self._decode()
             self._first = next(self._frames, None)
@@ -136,21 +141,23 @@ class VideoPandaPyavVideo:
             raise self._opened.error(f"has a {self.info.codec} video stream but not a single frame in it")
         return self._first
 
-    def _decode_first_packet(self):
-        """The first frame alone: where random access follows, decoding on to it would be for nothing."""
-        packets = self.info.packets
-        if packets is None or len(self.info.key_frames) == 1:
-            return None
+    def _decode_packets(self, packets: Iterable, wanted: int) -> Iterator:
+        """Decode packets that stand alone; what is decoded next begins anew.
+
+        Args:
+            packets: in the file's order.
+            wanted: the number of a frame among them, for messages.
+        """
         try:
             stream = self._decoding_stream()
-            frames = [*stream.decode(packets[0]), *stream.decode(None)]
-            stream.codec_context.flush_buffers()  # decoding begins anew, should it be wanted
+            for packet in (*packets, None):
+                yield from stream.decode(packet)
+            stream.codec_context.flush_buffers()
         except _pyav_errors() as error:
-            raise self._opened.error(f"decoding breaks after frame 0: {reason_of(error)}") from error
-        return frames[0] if frames else None
+            raise self._opened.error(f"decoding breaks on the way to frame {wanted}: {reason_of(error)}") from error
 
     def read(self, indices: list[int], size_px: tuple[int, int]) -> np.ndarray:
-        """Decode up to the last frame wanted and make RGB of those asked for. To be called once.
+        """Decode what the frames wanted need, and make RGB of those asked for. To be called once.
 
         Args:
             indices: frames in any order, duplicates allowed.
@@ -170,7 +177,9 @@ class VideoPandaPyavVideo:
         for place, index in enumerate(indices):
             places.setdefault(known_by[index] if known_by else index, []).append(place)
         upright = _VideoPandaUpright(size_px)
-        for number, (frame, is_damaged) in enumerate(follow_damage(self._from_first())):
+        groups = self._groups_of(indices) if self.can_skip and self.info.packets is not None else None
+        shown = self._from_groups(groups) if groups else follow_damage(self._from_first())
+        for number, (frame, is_damaged) in enumerate(shown):
             mine = places.pop(frame.pts if known_by else number, None)
             if mine is None:
                 continue
@@ -183,6 +192,32 @@ class VideoPandaPyavVideo:
                 return pictures
         missing = sorted({indices[place] for own in places.values() for place in own})
         raise self._opened.error(f"frames {missing} were expected but cannot be decoded")
+
+    def _groups_of(self, indices: list[int]) -> list[tuple[int, int, int]] | None:
+        """The packets that a choice of frames needs, where those are fewer than all up to the last frame.
+
+        Returns:
+            (number of a key frame's packet, number behind the last packet needed of its group, a frame in it) of each group;
+            or None.
+        """
+        if self.info.num_decoded_on_the_way(indices) > max(indices):
+            return None
+        packets = list(self.info.packets)
+        number_of = {packet.pts: number for number, packet in enumerate(packets) if packet.size}
+        keys = [number for number, packet in enumerate(packets) if packet.size and packet.is_keyframe]
+        groups: dict[int, tuple[int, int, int]] = {}
+        for index in indices:
+            number = number_of[self.info.display_ticks[index]]
+            key = keys[bisect.bisect_right(keys, number) - 1]
+            stop = max(number + 1, groups[key][1] if key in groups else 0)
+            groups[key] = (key, stop, index)
+        return [groups[key] for key in sorted(groups)]
+
+    def _from_groups(self, groups: list[tuple[int, int, int]]) -> Iterator:
+        """The frames of the groups, and whether damage shows in each: it ends with the group."""
+        packets = list(self.info.packets)
+        for start, stop, wanted in groups:
+            yield from follow_damage(self._decode_packets(packets[start:stop], wanted))
 
     def _from_first(self) -> Iterator:
         """All frames, from the first one on."""

@@ -1,9 +1,9 @@
 """What kind of stream a video file holds, found by listing its packets without decoding a picture.
 
-decord answers random access by seeking to a key frame and counting on from there. On streams where a key frame is
-not a clean start, or where the container's times are not those of the pictures, it returns *other frames than asked
+Random access begins decoding at the key frame before the frame that is wanted. On streams where a key frame is not a
+clean start, or where the container's times are not those of the pictures, decord then returns *other frames than asked
 for*, without an error. This file says where its answer is known to be exact. Measured with barcoded clips
-(tests/processing/test_video_decoding.py):
+(tests/processing/test_frame_matrix.py):
 
 - exact: H.264 in MP4, MOV and Matroska whose key frames are all IDR pictures (B-frames, variable frame rate and
   interlacing do no harm); VP8 and VP9 in WebM; Motion JPEG and ProRes in MOV;
@@ -30,6 +30,8 @@ _PACKET_IS_PICTURE = frozenset({"h264", "hevc", "vp8", "vp9", "av1", "mjpeg", "p
 _CLEAN_KEY_FRAMES = frozenset({"vp8", "vp9"})
 _ONLY_KEY_FRAMES = frozenset({"mjpeg", "prores"})
 _H264_IDR = 5
+_VP8_SHOWN = 0x10
+_TELLS_OF_CHANGES = av is not None and hasattr(av.Packet, "has_sidedata")  # PyAV 16
 _MAX_REORDERED_FRAMES = 16  # H.264 and HEVC allow no more
 _MAX_KEPT_BYTES = 2**25  # of packets; a larger file is opened a second time in order to decode it
 
@@ -51,6 +53,7 @@ class VideoPandaStreamInfo:
         packet_times: the same in seconds.
         key_frames: which frames are key frames, ascending; of no meaning unless `counts_are_exact`.
         counts_are_exact: whether every packet to show gives exactly one frame.
+        groups_stand_alone: whether, besides, decoding may begin at each key frame.
         random_access_is_exact: whether decord's random access gives the frames asked for.
         packets: the PyAV packets in the file's order, the empty one that ends decoding included; None if they are many.
     """
@@ -67,6 +70,7 @@ class VideoPandaStreamInfo:
     packet_times: list[float] = field(default_factory=list)
     key_frames: list[int] = field(default_factory=list)
     counts_are_exact: bool = False
+    groups_stand_alone: bool = False
     random_access_is_exact: bool = False
     packets: deque | None = None
 
@@ -135,6 +139,7 @@ def probe_stream(container) -> VideoPandaStreamInfo | None:
     nothing_leads = timed and packets.starts_with_key and min(display_ticks) == first_ticks
     indexed = bool(_INDEXED_CONTAINERS.intersection(names))
     counts_are_exact = indexed and codec in _PACKET_IS_PICTURE and nothing_leads and len(display_ticks) == num_read
+    begins_anywhere = counts_are_exact and key_frames_are_clean and not packets.change_the_decoder
     # A fragmented MP4 has no index; decord reads a whole one rightly but crashes the process on some damaged ones.
     has_index = "mov" not in names or stream.frames == num_read
     ascending = sorted(display_ticks) if timed else []
@@ -151,7 +156,8 @@ def probe_stream(container) -> VideoPandaStreamInfo | None:
         packet_times=_seconds(ascending, stream.time_base),
         key_frames=[bisect.bisect_left(ascending, ticks) for ticks in sorted(packets.key_ticks)] if timed else [],
         counts_are_exact=counts_are_exact,
-        random_access_is_exact=counts_are_exact and key_frames_are_clean and has_index,
+        groups_stand_alone=begins_anywhere and _TELLS_OF_CHANGES,
+        random_access_is_exact=begins_anywhere and has_index,
         packets=packets.kept,
     )
 
@@ -170,6 +176,7 @@ class _VideoPandaPackets:
     num_keys: int = 0
     num_idr_keys: int = 0
     starts_with_key: bool = False
+    change_the_decoder: bool = False
     key_ticks: list[int] = field(default_factory=list)
     kept: deque | None = field(default_factory=deque)
 
@@ -187,14 +194,28 @@ def _list_packets(container, stream, codec: str, nal_length_size: int | None) ->
         if packet.is_keyframe:
             packets.starts_with_key = packets.starts_with_key or packets.num_read == 0
             packets.num_keys += 1
+            packets.change_the_decoder = packets.change_the_decoder or _changes_the_decoder(packet)
             if codec == "h264":
                 packets.num_idr_keys += _has_idr_picture(packet, nal_length_size)
         packets.num_read += 1
-        if not packet.is_discard:
+        if not packet.is_discard and not (codec == "vp8" and _is_hidden_vp8(packet)):
             packets.display_ticks.append(packet.pts)
             if packet.is_keyframe and packet.pts is not None:
                 packets.key_ticks.append(packet.pts)
     return packets
+
+
+def _changes_the_decoder(packet) -> bool:
+    """Whether what is to be known for decoding changes here: those who skip this key frame would not learn it.
+
+    An MP4 or MOV file may describe its stream several times.
+    """
+    return _TELLS_OF_CHANGES and packet.has_sidedata("new_extradata")
+
+
+def _is_hidden_vp8(packet) -> bool:
+    """Whether a VP8 packet is a picture that others refer to and nobody sees; the bit for that is in its first byte."""
+    return not memoryview(packet)[0] & _VP8_SHOWN
 
 
 def _nal_length_size(extradata: bytes | None) -> int | None:

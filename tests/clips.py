@@ -6,6 +6,7 @@ Nothing here needs the network or files that are not in the repository; PyAV (th
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -67,6 +68,7 @@ def write_clip(
     pix_fmt: str = "yuv420p",
     ticks: list[int] | None = None,
     with_audio: bool = False,
+    picture: Callable[[int, int, int], np.ndarray] = barcode_frame,
 ) -> Path:
     """Encode a clip whose frame i shows the barcode of i.
 
@@ -82,6 +84,7 @@ def write_clip(
         pix_fmt: the pixel format of the encoder.
         ticks: presentation time of each frame in ticks of 1/fps, for a variable frame rate.
         with_audio: add a silent sound track.
+        picture: draws frame (index, width, height); uint8 (height, width, 3).
 
     Returns:
         The path.
@@ -95,7 +98,7 @@ def write_clip(
         stream.codec_context.time_base = 1 / rate
         audio = container.add_stream("aac", rate=16_000) if with_audio else None
         for index in range(num_frames):
-            frame = av.VideoFrame.from_ndarray(barcode_frame(index, width, height), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(picture(index, width, height), format="rgb24")
             frame.pts = index if ticks is None else ticks[index]
             frame.time_base = 1 / rate
             container.mux(stream.encode(frame))
