@@ -116,7 +116,8 @@ class VideoPandaPyavVideo:
         times, kept, num_bytes = [], [], 0
         for frame in self._decode():
             times.append(math.nan if frame.time is None else frame.time)
-            self._first = self._first or frame
+            if self._first is None:
+                self._first = frame
             num_bytes += sum(plane.buffer_size for plane in frame.planes)
             if num_bytes > _MAX_KEPT_FRAME_BYTES:
                 kept = None
@@ -131,9 +132,9 @@ class VideoPandaPyavVideo:
         Raises:
             VideoPandaDecodeError: there is none.
         """
-        if self._first is None and self.can_skip and len(self.info.key_frames) > 1:
+        if self._first is None and self.info.groups_stand_alone and len(self.info.key_frames) > 1:
             # It is a key frame. Decoding on until it would come by itself is for nothing where others are wanted.
-            self._first = next(iter([*self._decode_packets([self.info.packets[0]], 0)]), None)
+            self._first = next(iter([*self._decode_packets([self.info.first_packet], 0)]), None)
         if self._first is None:
             self._frames = self._decode()
             self._first = next(self._frames, None)

@@ -55,7 +55,8 @@ class VideoPandaStreamInfo:
         counts_are_exact: whether every packet to show gives exactly one frame.
         groups_stand_alone: whether, besides, decoding may begin at each key frame.
         random_access_is_exact: whether decord's random access gives the frames asked for.
-        packets: the PyAV packets in the file's order, the empty one that ends decoding included; None if they are many.
+        packets: the PyAV packets in the file's order, the empty one that ends decoding included; None if they are large.
+        first_packet: the first of them in any case; None if there is none.
     """
 
     container: tuple[str, ...]
@@ -73,6 +74,7 @@ class VideoPandaStreamInfo:
     groups_stand_alone: bool = False
     random_access_is_exact: bool = False
     packets: deque | None = None
+    first_packet: object | None = None
 
     def num_decoded_on_the_way(self, indices: list[int]) -> int:
         """How many frames random access decodes for these: each from the key frame before it on.
@@ -159,6 +161,7 @@ def probe_stream(container) -> VideoPandaStreamInfo | None:
         groups_stand_alone=begins_anywhere and _TELLS_OF_CHANGES,
         random_access_is_exact=begins_anywhere and has_index,
         packets=packets.kept,
+        first_packet=packets.first,
     )
 
 
@@ -179,12 +182,15 @@ class _VideoPandaPackets:
     change_the_decoder: bool = False
     key_ticks: list[int] = field(default_factory=list)
     kept: deque | None = field(default_factory=deque)
+    first: object | None = None
 
 
 def _list_packets(container, stream, codec: str, nal_length_size: int | None) -> _VideoPandaPackets:
     packets, num_bytes = _VideoPandaPackets(), 0
     for packet in container.demux(stream):
         num_bytes += packet.size
+        if packets.first is None:
+            packets.first = packet
         if num_bytes > _MAX_KEPT_BYTES:
             packets.kept = None
         if packets.kept is not None:
