@@ -140,12 +140,12 @@ class VideoPandaVisionMixin:
         num_frame_tokens = [self.config.vision_config.num_frame_tokens(*grid[1:]) for grid in grids]
         lengths = [grid[0] * num for grid, num in zip(grids, num_frame_tokens)]
         first_token = [0, *itertools.accumulate(lengths)]
-        outputs, row_H = [None, None], None  # before and after the projector
+        outputs = [None, None]  # before and after the projector
         for pixels_MKCSS, still, chunks in self._cut_into_chunks(pixels_VTCSS, grids, chunk_batch):
             frames = self._encode_chunks(pixels_MKCSS, still, chunks, grids)
-            projected = self._project(frames, row_H)
-            row_H = projected[0].row_D
-            for level, own in [*((0, own) for own in frames), *((1, own) for own in projected)]:
+            # `<row>` is projected with every chunk, so that each goes through products of one shape: with one chunk at a time
+            # the features are bit by bit the same whatever else is in the batch.
+            for level, own in [*((0, own) for own in frames), *((1, own) for own in self._project(frames))]:
                 sequences = own.sequences().flatten(1, 2)
                 if outputs[level] is None:
                     outputs[level] = sequences.new_empty(first_token[-1], sequences.shape[-1])
@@ -193,14 +193,13 @@ class VideoPandaVisionMixin:
                     pixels_XCSS = frames_in_order[index.flatten()]
                 yield pixels_XCSS.unflatten(0, (len(own), length)), still, own
 
-    def _project(self, frames: list[VideoPandaFrames], row_H: torch.Tensor | None = None) -> list[VideoPandaFrames]:
-        """The projector over all tokens and contexts at once; over `<row>` too, if it is not yet known."""
+    def _project(self, frames: list[VideoPandaFrames]) -> list[VideoPandaFrames]:
+        """The projector over all tokens and contexts at once, and over `<row>`."""
         parts = [part for own in frames for part in (own.tokens_MKhwD.flatten(0, 3), own.context_MKD.flatten(0, 1))]
-        if row_H is None and frames[0].row_D is not None:
+        if frames[0].row_D is not None:
             parts.append(frames[0].row_D[None])
         projected = self.projector(torch.cat(parts)).split([len(part) for part in parts])
-        if len(parts) > 2 * len(frames):
-            row_H = projected[-1].squeeze(0)
+        row_H = None if frames[0].row_D is None else projected[-1].squeeze(0)
         return [
             VideoPandaFrames(
                 own.chunks,
