@@ -40,7 +40,7 @@ def clip(tmp_path_factory):
     return make
 
 
-@pytest.fixture(params=["as it comes", "random access", "a large file"])
+@pytest.fixture(params=["as it comes", "random access", pytest.param("a large file", marks=pytest.mark.slow)])
 def way(request, monkeypatch):
     """Reads small clips the other ways, too: by decord wherever it is trusted, and as a file too large to be kept."""
     if request.param == "random access":
