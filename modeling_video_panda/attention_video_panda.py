@@ -57,7 +57,8 @@ def attend_folded(query_XD, context_MND, k_proj: nn.Linear, v_proj: nn.Linear, n
     else:
         asked_MhD = _bmm_across(query_hXd, key_hdD, (num_contexts, num_heads, width))
         scores_MhN = torch.bmm(asked_MhD, context_MND.transpose(1, 2))
-        memory = asked_MhD
+        can_be_reused = asked_MhD.is_contiguous() and asked_MhD.dtype == context_MND.dtype
+        memory = asked_MhD if can_be_reused else None
     if k_proj.bias is not None and torch.is_grad_enabled():
         # Without effect; but engines that reduce gradients wait for one of every parameter.
         bias_hd1 = k_proj.bias.unflatten(0, (num_heads, -1)).unsqueeze(-1)

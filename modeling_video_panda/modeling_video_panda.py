@@ -240,6 +240,13 @@ class VideoPandaModel(VideoPandaPreTrainedModel, VideoPandaVisionMixin):
         if has_pixels and mm_encoder_outputs is not None:
             raise ValueError("Give pixel values or mm_encoder_outputs, not both")
         encoded = dict(mm_encoder_outputs or {})
+        # A single new token of a decoding step is never a placeholder (their logits are masked): nothing to insert.
+        may_hold_visuals = (
+            has_pixels or bool(encoded) or (inputs_embeds if input_ids is None else input_ids).shape[1] > 1
+        )
+        # Before the visuals are encoded: gradients arrive in an order that trainers/distillation.py relies on.
+        if inputs_embeds is None and may_hold_visuals:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
         if pixel_values is not None:
             encoded["image"] = self.get_image_features(
                 pixel_values, image_grid_thw, vision_chunk_batch, return_dict=True
@@ -249,10 +256,7 @@ class VideoPandaModel(VideoPandaPreTrainedModel, VideoPandaVisionMixin):
                 pixel_values_videos, video_grid_thw, vision_chunk_batch, return_dict=True
             )
         features = {}
-        # A single new token of a decoding step is never a placeholder (their logits are masked): nothing to check.
-        if encoded or (inputs_embeds if input_ids is None else input_ids).shape[1] > 1:
-            if inputs_embeds is None:
-                inputs_embeds = self.get_input_embeddings()(input_ids)
+        if may_hold_visuals:
             inputs_embeds, features = self._insert_visual_tokens(input_ids, inputs_embeds, encoded)
 
         outputs = self.language_model(

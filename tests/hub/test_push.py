@@ -155,6 +155,7 @@ def test_pushed_checkpoints_load_without_the_package(checkpoint, clip, expected,
     different = {path for path in pushed if copied[path] != pushed[path]}
     assert different <= {
         "README.md",
+        "saved_files.json",
         "tokenizer.json",
         "tokenizer_config.json",
     }  # these say where from, and how it padded

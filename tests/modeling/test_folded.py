@@ -54,6 +54,21 @@ def test_the_folded_form_is_the_plain_one(dtype, limit, grid):
         assert relative_error(stab.use_plain_form(False)(chunks[:, :1], grid, still=True), still) <= limit
 
 
+def test_autocast_takes_the_folded_form_too():
+    """Its linear layers give bfloat16, its norms float32: products meet operands of two dtypes."""
+    stab, chunks = wide_stab(), wide_chunks()
+    with torch.no_grad():
+        expected = stab(chunks, (2, 2))
+        for in_bfloat16 in (False, True):
+            if in_bfloat16:
+                stab.lsd.q_proj.to(torch.bfloat16)
+            with torch.autocast("cpu", torch.bfloat16):
+                assert relative_error(stab(chunks, (2, 2)), expected) <= 2e-2
+    with torch.autocast("cpu", torch.bfloat16):
+        stab(chunks, (2, 2)).float().square().mean().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in stab.parameters())
+
+
 def test_half_precision_is_as_near_to_the_truth_in_either_form():
     stab, chunks = wide_stab(), wide_chunks()
     with torch.no_grad():

@@ -282,7 +282,7 @@ def test_time_is_limited(misbehaving, named, name):
 def test_an_interrupted_request_ends_its_worker(misbehaving, named):
     decode_video(named("good.mp4"), take(0), isolate=True)
     (worker,) = idle_workers()
-    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
         decode_video(named("hang.mp4"), take(1), isolate=True)
     assert not psutil.pid_exists(worker)
