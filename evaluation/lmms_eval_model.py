@@ -17,8 +17,8 @@ from transformers import PreTrainedConfig
 
 from ..modeling_video_panda.modeling_video_panda import VideoPandaForConditionalGeneration
 from ..processing.processing_video_panda import VideoPandaProcessor
-from .asking import inputs_of
 from .lmms_eval_requests import Clip, conversation_of, cut_at, generation_options
+from .preparing import inputs_of
 
 MODEL_ARGS = ("pretrained", "num_frames", "dtype", "device", "revision", "batch_size")
 DTYPES = ("auto", "float32", "bfloat16", "float16")

@@ -17,6 +17,7 @@ from ..weights import weights_digest
 from .asking import Asker
 from .benchmark import Benchmark
 from .judging import JudgeTable, judge_run
+from .preparing import Preparation
 from .questions import Question
 from .run_folder import RunFolder
 from .scores import ScoreTable
@@ -112,7 +113,7 @@ def evaluate(
     try:
         if retry_unreadable:
             folder.forget_unreadable()
-        asker = Asker(model, processor, benchmark, max_new_tokens, frames, prompt)
+        asker = Asker(model, Preparation(processor, benchmark, frames, prompt), max_new_tokens)
         batches = _unanswered_batches(unreadable.asked, folder, batch_size)
         _ask(asker, batches[processes.rank :: processes.count], folder, unreadable, processes, show_progress)
         processes.wait()

@@ -109,11 +109,11 @@ def test_batches_of_a_resumed_run_are_those_of_a_whole_one(model, shapes, proces
     lines = (tmp_path / "answers.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "answers.jsonl").write_text("".join(lines[:6] + lines[8:]))
     batches = []
-    original = Asker.make_inputs
+    original = Asker._answer
     monkeypatch.setattr(
         Asker,
-        "make_inputs",
-        lambda self, own, frames: (batches.append([q.id for q in own]), original(self, own, frames))[1],
+        "_answer",
+        lambda self, prepared: (batches.append([q.id for q in prepared.questions]), original(self, prepared))[1],
     )
     run(model, shapes, processor, output_dir=tmp_path)
     assert batches == [[question.id for question in shapes.questions[4:8]]]

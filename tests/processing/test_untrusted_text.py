@@ -16,11 +16,11 @@ from PIL import Image
 from tiny import IMAGE_SIZE, PATCH_SIZE, tiny_tokenizer
 
 from video_panda import VideoPandaImageProcessor, VideoPandaProcessor, VideoPandaVideoProcessor, cli
-from video_panda.evaluation.asking import Asker, inputs_of
 from video_panda.evaluation.judge_items import JudgeItem
 from video_panda.evaluation.judge_templates import TEMPLATES
 from video_panda.evaluation.judges import TransformersJudge
 from video_panda.evaluation.lmms_eval_requests import conversation_of
+from video_panda.evaluation.preparing import Preparation, inputs_of
 from video_panda.evaluation.questions import Question
 from video_panda.processing.chat_video_panda import VICUNA_CHAT_TEMPLATE
 from video_panda.trainers.collator import VideoPandaDataCollator
@@ -72,8 +72,10 @@ def apply(kind: str, conversation, **options):
 
 
 def ask(kind: str, question: str):
-    asker = Asker(None, make_processor(kind), None, 8, {}, "Look. {question} Answer briefly.")
-    return asker.make_inputs([Question("1", "a.mp4", question, "yes", "kind")], [torch.tensor(FRAMES)])["input_ids"]
+    preparation = Preparation(make_processor(kind), None, {}, "Look. {question} Answer briefly.")
+    return preparation.make_inputs([Question("1", "a.mp4", question, "yes", "kind")], [torch.tensor(FRAMES)])[
+        "input_ids"
+    ]
 
 
 def lmms_eval(kind: str, words: str):

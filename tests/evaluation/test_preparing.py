@@ -1,0 +1,152 @@
+"""Batches are prepared in processes of their own: in order, whatever becomes of one, and without leaving anything behind."""
+
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from miniatures import write_zero_shot_qa
+from tiny import tiny_processor
+
+from video_panda.evaluation import preparing
+from video_panda.evaluation.benchmarks import open_benchmark
+from video_panda.evaluation.parcels import Parcel
+from video_panda.evaluation.preparing import Preparation, prepare_all
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread prepares the batches")
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("qa")
+    return open_benchmark("msvd-qa", write_zero_shot_qa(folder / "data", folder / "clips", num_clips=6))
+
+
+@pytest.fixture
+def preparation(benchmark):
+    return Preparation(tiny_processor(), benchmark, {"num_frames": None}, "{question}")
+
+
+def batches_of(benchmark, size=2):
+    questions = benchmark.questions
+    return [questions[start : start + size] for start in range(0, len(questions), size)]
+
+
+def test_they_are_those_of_this_process_in_order(preparation, benchmark):
+    batches = batches_of(benchmark)
+    num_seen = 0
+    for batch, prepared in zip(batches, prepare_all(preparation, batches), strict=True):
+        here = preparation.prepare(batch)
+        assert [question.id for question in prepared.questions] == [question.id for question in batch]
+        assert prepared.errors == here.errors == {}
+        assert prepared.inputs.keys() == here.inputs.keys()
+        assert all(torch.equal(prepared.inputs[name], value) for name, value in here.inputs.items())
+        num_seen += 1
+    assert num_seen == len(batches) > 3
+    assert not [child for child in psutil.Process().children() if "resource_tracker" not in " ".join(child.cmdline())]
+
+
+def test_a_thread_does_where_there_is_no_fork(preparation, benchmark, monkeypatch):
+    monkeypatch.setattr(preparing.sys, "platform", "darwin")
+    threads = torch.get_num_threads()
+    batches = batches_of(benchmark)
+    assert [list(prepared.questions) for prepared in prepare_all(preparation, batches)] == [list(b) for b in batches]
+    assert torch.get_num_threads() == threads
+
+
+def test_a_clip_that_ends_its_process_cannot_be_read_and_the_others_are(preparation, benchmark, monkeypatch, caplog):
+    """As an abort in a decoder would: the process is gone at once."""
+    batches = batches_of(benchmark)
+    deadly = batches[1][0].video
+    decode = Preparation.decode
+
+    def abort(self, question, isolate=None):
+        if question.video != deadly:
+            return decode(self, question, isolate)
+        if isolate:
+            raise ValueError("it ended the worker process")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(Preparation, "decode", abort)
+    prepared = list(prepare_all(preparation, batches))
+    assert [list(each.questions) for each in prepared] == [list(batch) for batch in batches]
+    told = {id: error for each in prepared for id, error in each.errors.items()}
+    assert told == {q.id: "ValueError: it ended the worker process" for q in benchmark.questions if q.video == deadly}
+    assert "each clip is read in one of its own" in caplog.text
+
+
+def test_processes_that_end_again_are_an_error(preparation, benchmark, monkeypatch):
+    monkeypatch.setattr(Preparation, "decode", lambda *args: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(RuntimeError, match="are ended again and again"):
+        list(prepare_all(preparation, batches_of(benchmark)))
+
+
+def test_an_error_of_the_processor_is_the_error_of_the_caller(preparation, benchmark, monkeypatch):
+    def fail(*args):
+        raise KeyError("no chat template")
+
+    monkeypatch.setattr(Preparation, "make_inputs", fail)
+    with pytest.raises(KeyError, match="no chat template"):
+        list(prepare_all(preparation, batches_of(benchmark)))
+
+
+_PREPARES_FOR_EVER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from tiny import tiny_processor
+from video_panda.evaluation.benchmarks import open_benchmark
+from video_panda.evaluation.preparing import Preparation, prepare_all
+benchmark = open_benchmark("msvd-qa", sys.argv[2])
+batches = [benchmark.questions[:1]] * 10_000
+for _ in prepare_all(Preparation(tiny_processor(), benchmark, {}, "{question}"), batches):
+    print("prepared", flush=True)
+"""
+
+
+def test_no_process_outlives_a_caller_that_is_killed(benchmark, tmp_path):
+    data = write_zero_shot_qa(tmp_path / "data", tmp_path / "clips", num_clips=2)
+    command = [sys.executable, "-c", _PREPARES_FOR_EVER, str(Path(__file__).parents[1]), str(data)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as caller:
+        assert caller.stdout.readline() == b"prepared\n"
+        workers = psutil.Process(caller.pid).children()
+        assert workers
+        caller.kill()
+    gone, alive = psutil.wait_procs(workers, timeout=20)
+    assert gone
+    assert not alive
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {},
+        {"empty": torch.zeros(0, 3)},
+        {"scalar": torch.tensor(3), "mask": torch.tensor([True, False, True]), "ids": torch.arange(7)},
+        {"half": torch.rand(3, 5).bfloat16(), "turned": torch.rand(4, 6).T, "pixels": torch.rand(2, 3, 100, 100)},
+    ],
+    ids=lambda tensors: "+".join(tensors) or "none",
+)
+def test_a_parcel_arrives(tensors):
+    with ProcessPoolExecutor(1, get_context("fork")) as executor:
+        received = executor.submit(Parcel, tensors).result(timeout=60)
+    assert received.keys() == tensors.keys()
+    assert all(torch.equal(received[name], value) for name, value in tensors.items())
+    assert all(received[name].dtype == value.dtype for name, value in tensors.items())
+
+
+def test_parcels_need_no_space_in_dev_shm_and_no_open_file(preparation, benchmark):
+    files = len(os.listdir("/proc/self/fd"))
+    before = Path("/proc/self/maps").read_text().count("/dev/shm/torch")
+    kept = list(prepare_all(preparation, batches_of(benchmark)))
+    maps = Path("/proc/self/maps").read_text()
+    assert maps.count("/memfd:video_panda") >= len(kept)
+    assert maps.count("/dev/shm/torch") == before
+    assert len(os.listdir("/proc/self/fd")) <= files + 1
+    del kept
+    assert "/memfd:video_panda" not in Path("/proc/self/maps").read_text()
