@@ -51,7 +51,7 @@ def read_frames(
     opened: VideoPandaSource,
     choose_frames: Callable[[VideoPandaDescription], list[int]],
     limits: VideoPandaDecodeLimits,
-    may_borrow: bool = False,
+    make_array: Callable[[tuple[int, ...]], object] | None = None,
 ) -> tuple[np.ndarray, list[int], str]:
     """Decode the chosen frames in this process.
 
@@ -59,7 +59,8 @@ def read_frames(
         opened: the source.
         choose_frames: called once; returns indices from 0 to the number of frames, at least one.
         limits: what the video may declare.
-        may_borrow: whether the frames may lie in memory of the decoder, which cannot be written to but need not be copied.
+        make_array: called with (T, H, W, 3), gives what takes the frames in the place of an array, by `array[place] = frame`,
+            any frame first; it may be left alone, where they come as an array of a decoder, which cannot be written to.
 
     Returns:
         (frames, indices, backend): uint8 (T, H, W, 3), the indices as chosen, and "decord", "decord-sequential" or "pyav".
@@ -80,10 +81,10 @@ def read_frames(
         size_px = (description.height, description.width)
         frames = None
         if not video.can_skip and _is_random_access_better(opened, info, indices):
-            frames = _read_random_access(opened, indices, len(times), size_px, may_borrow)
+            frames = _read_random_access(opened, indices, len(times), size_px, may_borrow=make_array is not None)
         if frames is not None:
             return frames, indices, "decord"
-        return video.read(indices, size_px), indices, "pyav"
+        return video.read(indices, size_px, make_array), indices, "pyav"
 
 
 def _is_random_access_better(opened: VideoPandaSource, info: VideoPandaStreamInfo, indices: list[int]) -> bool:

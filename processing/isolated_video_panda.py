@@ -52,7 +52,9 @@ _START = (
     "importlib.import_module('video_panda_worker.isolated_worker_video_panda').serve(int(descriptor))"
 )
 _CAN_MAP = hasattr(os, "memfd_create") and hasattr(fcntl, "F_ADD_SEALS")
-# All that a worker sees of the environment: no tokens, no proxies.
+# What glibc's allocator keeps for the next frame. By itself it gives back what a frame took, and new pages cost a tenth of the time.
+_ALLOCATION = {"MALLOC_MMAP_THRESHOLD_": str(2**27), "MALLOC_TRIM_THRESHOLD_": str(2**27)}
+# All else that a worker sees of the environment: no tokens, no proxies.
 _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
 
 
@@ -105,7 +107,7 @@ class _VideoPandaWorker:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", _START, folder, str(other_end.fileno()), path],
                 pass_fds=(other_end.fileno(),),
-                env={key: os.environ[key] for key in _ENVIRONMENT if key in os.environ},
+                env=_ALLOCATION | {key: os.environ[key] for key in _ENVIRONMENT if key in os.environ},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

@@ -130,8 +130,10 @@ def _answer(channel: socket.socket, request: dict, descriptors: list[int]) -> di
 
     try:
         _limit(limits, 0)
-        frames, _, backend = read_frames(VideoPandaSource(content, request["name"]), choose, limits, may_borrow=True)
-        _write_all(output[0], memoryview(np.ascontiguousarray(frames)).cast("B"))
+        source = VideoPandaSource(content, request["name"])
+        frames, _, backend = read_frames(source, choose, limits, lambda shape: _VideoPandaOutput(output[0], shape))
+        if isinstance(frames, np.ndarray):
+            _write_all(output[0], memoryview(np.ascontiguousarray(frames)).cast("B"), 0)
         return {"backend": backend, "num_bytes": frames.nbytes}
     except VideoPandaAbandonedError:
         return None
@@ -161,7 +163,20 @@ def _limit(limits: VideoPandaDecodeLimits, num_output_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
 
 
-def _write_all(descriptor: int, content: memoryview) -> None:
-    position = 0
-    while position < len(content):
-        position += os.pwrite(descriptor, content[position : position + 2**30], position)
+class _VideoPandaOutput:
+    """Frames (T, H, W, 3) in a file: written one by one, they need no memory of this process, whose pages would be new ones."""
+
+    def __init__(self, descriptor: int, shape: tuple[int, ...]):
+        self._descriptor, self.nbytes = descriptor, math.prod(shape)
+        self._frame_bytes = self.nbytes // shape[0]
+
+    def __setitem__(self, place: int, frame: np.ndarray) -> None:
+        content = memoryview(np.ascontiguousarray(frame)).cast("B")
+        assert len(content) == self._frame_bytes
+        _write_all(self._descriptor, content, place * self._frame_bytes)
+
+
+def _write_all(descriptor: int, content: memoryview, position: int) -> None:
+    end = position + len(content)
+    while position < end:
+        position += os.pwrite(descriptor, content[position - end :][: 2**30], position)

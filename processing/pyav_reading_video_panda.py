@@ -14,7 +14,7 @@ import io
 import itertools
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -157,12 +157,13 @@ class VideoPandaPyavVideo:
         except _pyav_errors() as error:
             raise self._opened.error(f"decoding breaks on the way to frame {wanted}: {reason_of(error)}") from error
 
-    def read(self, indices: list[int], size_px: tuple[int, int]) -> np.ndarray:
+    def read(self, indices: list[int], size_px: tuple[int, int], make_array: Callable | None = None) -> np.ndarray:
         """Decode what the frames wanted need, and make RGB of those asked for. To be called once.
 
         Args:
             indices: frames in any order, duplicates allowed.
             size_px: (H, W) of the result.
+            make_array: as in `read_frames`.
 
         Returns:
             uint8 (T, H, W, 3), upright.
@@ -170,7 +171,8 @@ class VideoPandaPyavVideo:
         Raises:
             VideoPandaDecodeError: decoding breaks, or a frame asked for is damaged or missing.
         """
-        pictures = np.empty((len(indices), *size_px, 3), dtype=np.uint8)  # (T, H, W, 3)
+        shape = (len(indices), *size_px, 3)  # (T, H, W, 3)
+        pictures = np.empty(shape, dtype=np.uint8) if make_array is None else make_array(shape)
         # Where the container says when each frame is shown, a frame is known by that: if the decoder leaves out one that
         # it cannot make, those after it do not move up.
         known_by = self.info.display_ticks if self.info.counts_are_exact else None

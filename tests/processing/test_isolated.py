@@ -30,7 +30,7 @@ def serve(descriptor):
     reading = importlib.import_module(READING)
     original = reading.read_frames
 
-    def read_frames(opened, choose, limits, may_borrow):
+    def read_frames(opened, choose, limits, make_array):
         name = os.path.basename(str(opened.content))
         if "abort" in name:
             os.abort()
@@ -69,8 +69,8 @@ def serve(descriptor):
                 chosen(metadata)
                 os.abort()
         if "short" in name:
-            worker._write_all = lambda file, content: None
-        return original(opened, choose, limits, may_borrow)
+            worker._write_all = lambda file, content, position: None
+        return original(opened, choose, limits, make_array)
 
     worker.read_frames = read_frames
     worker.serve(descriptor)
