@@ -15,6 +15,10 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_video_panda import VideoPandaConfig
 from .stab_video_panda import VideoPandaFrames
 
+# On a CPU: bytes of the states of the canvases that go through STAB at a time. More leave the caches, and are blocks that the
+# allocator gives back each time: a chunk of four frames of 448 px in float32 is faster alone than with a second one.
+CPU_CHUNK_BYTES = 2**24
+
 
 class VideoPandaProjector(nn.Module):
     """Two linear layers from STAB's width to the language model's. Release: `video_projector`."""
@@ -56,7 +60,7 @@ class VideoPandaVisionMixin:
                 the patch embedding then normalises (by `vision_config.image_mean` and `image_std`).
             video_grid_thw: (V, 3) integers: true frames, h, w in tokens. T = 1 is a still image (paper section 3).
             vision_chunk_batch: so many chunks of frames go through STAB and projector at a time, so that their memory does
-                not grow with the number of frames; None: all at once. Not in training.
+                not grow with the number of frames; None: all at once, on a CPU as many as are fastest. Not in training.
 
         Returns:
             `pooler_output`: a tuple with one (tokens, H) tensor a video, all frames' projected sequences in order;
@@ -120,6 +124,9 @@ class VideoPandaVisionMixin:
         """All frames' tokens, before and after the projector, as one `BaseModelOutputWithPooling`."""
         if chunk_batch is not None:
             self._check_chunk_batch(chunk_batch)
+        else:
+            chunk_batch = self._fastest_chunk_batch(pixels_VTCSS.device, grids)
+        if chunk_batch is not None:
             return self._encode_in_turn(pixels_VTCSS, grids, chunk_batch)
         encoded, places = [], {}
         for pixels_MKCSS, still, chunks in self._cut_into_chunks(pixels_VTCSS, grids):
@@ -158,6 +165,16 @@ class VideoPandaVisionMixin:
     def _encode_chunks(self, pixels_MKCSS, still: bool, chunks, grids: list[list[int]]) -> list[VideoPandaFrames]:
         grid_of_chunk = [tuple(grids[video][1:]) for video, _ in chunks]
         return self.stab(pixels_MKCSS, grid_of_chunk, still=still, return_frames=True)
+
+    def _fastest_chunk_batch(self, device: torch.device, grids: list[list[int]]) -> int | None:
+        """How many chunks to encode at a time where nobody says so; None: all of them."""
+        if device.type != "cpu" or self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return None
+        vision = self.config.vision_config
+        num_patches = vision.num_chunk_frames * vision.num_patches_per_side**2
+        chunk_batch = max(1, CPU_CHUNK_BYTES // (num_patches * vision.hidden_size * self.dtype.itemsize))
+        num_chunks = sum(-(-num_frames // vision.num_chunk_frames) for num_frames, _, _ in grids)
+        return chunk_batch if chunk_batch < num_chunks else None
 
     def _check_chunk_batch(self, chunk_batch: int) -> None:
         if isinstance(chunk_batch, bool) or not isinstance(chunk_batch, int) or chunk_batch < 1:

@@ -17,6 +17,7 @@ from video_panda import (
     VideoPandaVideoProcessor,
     VideoPandaVisionConfig,
 )
+from video_panda.modeling_video_panda import vision_video_panda
 from video_panda.modeling_video_panda.stab_video_panda import VideoPandaSTAB
 from video_panda.processing.canvas_video_panda import CLIP_MEAN, CLIP_STD
 
@@ -189,6 +190,28 @@ def test_chunks_in_turn_give_the_same(chunk_batch):
     assert relative_error(got.last_hidden_state, expected.last_hidden_state) < 1e-6
     for own, other in zip(got.pooler_output, expected.pooler_output, strict=True):
         assert relative_error(own, other) < 1e-6
+
+
+@pytest.mark.parametrize(("num_bytes", "at_a_time"), [(1, 1), (2 * 4 * 36 * 32 * 4, 2), (2**24, 5)])
+def test_on_a_cpu_so_many_chunks_go_together_as_stay_in_its_caches(monkeypatch, num_bytes, at_a_time):
+    model = tiny_model().model
+    assert model.config.vision_config.num_patches_per_side**2 * model.config.vision_config.hidden_size == 36 * 32
+    given = canvases(4, 11), torch.tensor([[8, 2, 3], [11, 3, 3], [1, 2, 2], [6, 2, 3]])
+    calls = []
+    model.stab.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
+    monkeypatch.setattr(vision_video_panda, "CPU_CHUNK_BYTES", num_bytes)
+    with torch.no_grad():
+        got = model.get_video_features(*given)
+    assert max(calls) == at_a_time
+    calls.clear()
+    expected = model.get_video_features(*given)
+    assert max(calls) == 5, "with a gradient all go together"
+    for own, other in zip(got.pooler_output, expected.pooler_output, strict=True):
+        assert relative_error(own, other) < 1e-6
+    calls.clear()
+    with torch.no_grad():
+        model.train().get_video_features(*given)
+    assert max(calls) == 5, "in training they share their statistics"
 
 
 def test_generate_takes_chunks_in_turn(one_video):
