@@ -180,8 +180,9 @@ _is_forked = False
 
 
 def _start_workers(preparation: Preparation) -> tuple[Executor, int]:
-    # Linux only: elsewhere forking is not safe, or not there, and another Python takes seconds to load transformers.
-    if sys.platform != "linux":
+    # Linux only: elsewhere forking is not safe, or not there, and another Python takes seconds to load transformers. A daemon
+    # of `multiprocessing` may have no processes.
+    if sys.platform != "linux" or multiprocessing.current_process().daemon:
         return ThreadPoolExecutor(1, "prepare", _begin, (preparation,)), 1
     num_workers = max(1, min(_MAX_WORKERS, len(os.sched_getaffinity(0)) - 1))
     context = multiprocessing.get_context("fork")

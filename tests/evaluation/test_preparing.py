@@ -60,6 +60,20 @@ def test_a_thread_does_where_there_is_no_fork(preparation, benchmark, monkeypatc
     assert torch.get_num_threads() == threads
 
 
+def test_a_daemon_which_may_have_no_processes_prepares_too(preparation, benchmark):
+    daemon = get_context("fork").Process(
+        target=_prepare_and_count, args=(preparation, batches_of(benchmark)), daemon=True
+    )
+    daemon.start()
+    daemon.join(60)
+    assert daemon.exitcode == len(batches_of(benchmark))
+
+
+def _prepare_and_count(preparation, batches):
+    torch.set_num_threads(1)
+    os._exit(len(list(prepare_all(preparation, batches))))
+
+
 def test_a_clip_that_ends_its_process_cannot_be_read_and_the_others_are(preparation, benchmark, monkeypatch, caplog):
     """As an abort in a decoder would: the process is gone at once."""
     batches = batches_of(benchmark)
