@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -160,48 +160,45 @@ def prepare_all(preparation: Preparation, batches: Sequence[Sequence[Question]])
 def _prepare_ahead(
     preparation: Preparation, batches: Sequence[Sequence[Question]], isolate: bool | None
 ) -> Iterator[Prepared]:
-    executor, num_workers = _start_workers(preparation)
+    executor, prepare, num_workers = _start_workers(preparation)
     waiting: deque[Future] = deque()
+    num_threads = torch.get_num_threads()
     with executor:
         try:
             for batch in batches:
-                waiting.append(executor.submit(_prepare, batch, isolate))
+                waiting.append(executor.submit(prepare, batch, isolate))
                 if len(waiting) > num_workers + _NUM_BATCHES_READY:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
         finally:
             executor.shutdown(wait=True, cancel_futures=True)
+            torch.set_num_threads(num_threads)  # for threads that begin later, too, where a thread prepared
 
 
-# Of a worker: in a process of its own each, so that there is one.
-_own: Preparation | None = None
-_is_forked = False
-
-
-def _start_workers(preparation: Preparation) -> tuple[Executor, int]:
+def _start_workers(preparation: Preparation) -> tuple[Executor, Callable[..., Prepared], int]:
+    """Who prepares, what each is told to do with a batch, and how many there are."""
     # Linux only: elsewhere forking is not safe, or not there, and another Python takes seconds to load transformers. A daemon
     # of `multiprocessing` may have no processes.
     if sys.platform != "linux" or multiprocessing.current_process().daemon:
-        return ThreadPoolExecutor(1, "prepare", _begin, (preparation,)), 1
+        return ThreadPoolExecutor(1, "prepare", torch.set_num_threads, (1,)), preparation.prepare, 1
     num_workers = max(1, min(_MAX_WORKERS, len(os.sched_getaffinity(0)) - 1))
     context = multiprocessing.get_context("fork")
-    return ProcessPoolExecutor(num_workers, context, _begin_process, (preparation,)), num_workers
+    return ProcessPoolExecutor(num_workers, context, _begin_process, (preparation,)), _prepare_parcel, num_workers
 
 
-def _begin(preparation: Preparation) -> None:
-    global _own
-    _own = preparation
-    torch.set_num_threads(1)
+# --- in a worker process ------------------------------------------------------------------------------------------------
+
+_own: Preparation | None = None
 
 
 def _begin_process(preparation: Preparation) -> None:
-    global _is_forked
-    _is_forked = True
+    global _own
+    _own = preparation
+    torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the caller, who ends this process
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads were not forked
     threading.Thread(target=_end_with_caller, daemon=True).start()
-    _begin(preparation)
 
 
 def _end_with_caller() -> None:
@@ -210,8 +207,6 @@ def _end_with_caller() -> None:
     os._exit(1)
 
 
-def _prepare(questions: Sequence[Question], isolate: bool | None) -> Prepared:
+def _prepare_parcel(questions: Sequence[Question], isolate: bool | None) -> Prepared:
     prepared = _own.prepare(questions, isolate)
-    if _is_forked and prepared.inputs is not None:
-        return replace(prepared, inputs=Parcel(prepared.inputs))
-    return prepared
+    return prepared if prepared.inputs is None else replace(prepared, inputs=Parcel(prepared.inputs))

@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -57,7 +57,8 @@ def test_a_thread_does_where_there_is_no_fork(preparation, benchmark, monkeypatc
     threads = torch.get_num_threads()
     batches = batches_of(benchmark)
     assert [list(prepared.questions) for prepared in prepare_all(preparation, batches)] == [list(b) for b in batches]
-    assert torch.get_num_threads() == threads
+    with ThreadPoolExecutor(1) as later:
+        assert later.submit(torch.get_num_threads).result() == torch.get_num_threads() == threads
 
 
 def test_a_daemon_which_may_have_no_processes_prepares_too(preparation, benchmark):
