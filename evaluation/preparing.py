@@ -171,6 +171,9 @@ def _prepare_ahead(
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
+        except BaseException:
+            _kill_workers(executor)  # one may hang in a clip, and nothing that they are doing is wanted
+            raise
         finally:
             executor.shutdown(wait=True, cancel_futures=True)
             torch.set_num_threads(num_threads)  # for threads that begin later, too, where a thread prepared
@@ -185,6 +188,13 @@ def _start_workers(preparation: Preparation) -> tuple[Executor, Callable[..., Pr
     num_workers = max(1, min(_MAX_WORKERS, len(os.sched_getaffinity(0)) - 1))
     context = multiprocessing.get_context("fork")
     return ProcessPoolExecutor(num_workers, context, _begin_process, (preparation,)), _prepare_parcel, num_workers
+
+
+def _kill_workers(executor: Executor) -> None:
+    # Private: before Python 3.14 (`kill_workers`) an executor can only be waited for. None where it is at its end.
+    processes = executor._processes if isinstance(executor, ProcessPoolExecutor) else None
+    for process in list((processes or {}).values()):
+        process.kill()
 
 
 # --- in a worker process ------------------------------------------------------------------------------------------------

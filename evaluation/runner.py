@@ -4,7 +4,7 @@ import datetime
 import hashlib
 import os
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -168,8 +168,11 @@ def _ask(
     label = "questions" if processes.count == 1 else f"questions (1 of {processes.count} processes)"
     model.eval()
     try:
-        with tqdm(total=sum(map(len, batches)), desc=label, unit="question", disable=disable, leave=False) as bar:
-            for batch, answers in asker.ask_all(batches):
+        with (
+            tqdm(total=sum(map(len, batches)), desc=label, unit="question", disable=disable, leave=False) as bar,
+            closing(asker.ask_all(batches)) as answered,  # at once, whatever stops this: batches are being prepared
+        ):
+            for batch, answers in answered:
                 folder.add(batch, answers)
                 bar.update(len(batch))
                 if any(answer.error for answer in answers):

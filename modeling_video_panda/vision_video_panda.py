@@ -168,7 +168,12 @@ class VideoPandaVisionMixin:
 
     def _fastest_chunk_batch(self, device: torch.device, grids: list[list[int]]) -> int | None:
         """How many chunks to encode at a time where nobody says so; None: all of them."""
-        if device.type != "cpu" or self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if (
+            device.type != "cpu"
+            or torch.is_grad_enabled()
+            or torch.compiler.is_compiling()
+            or self._shares_statistics()
+        ):
             return None
         vision = self.config.vision_config
         num_patches = vision.num_chunk_frames * vision.num_patches_per_side**2
@@ -176,10 +181,14 @@ class VideoPandaVisionMixin:
         num_chunks = sum(-(-num_frames // vision.num_chunk_frames) for num_frames, _, _ in grids)
         return chunk_batch if chunk_batch < num_chunks else None
 
+    def _shares_statistics(self) -> bool:
+        """Whether all chunks of a batch are normalised by statistics of theirs, as STAB does in training mode."""
+        return self.stab.lste is not None and self.stab.lste.norm.training
+
     def _check_chunk_batch(self, chunk_batch: int) -> None:
         if isinstance(chunk_batch, bool) or not isinstance(chunk_batch, int) or chunk_batch < 1:
             raise ValueError(f"vision_chunk_batch must be a positive integer or None, got {chunk_batch!r}")
-        if self.stab.lste is not None and self.stab.lste.norm.training:
+        if self._shares_statistics():
             raise ValueError(
                 f"vision_chunk_batch is {chunk_batch}, but STAB is in training mode, where all chunks of a batch share "
                 "their statistics: expected None"

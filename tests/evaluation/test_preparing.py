@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -73,6 +74,30 @@ def test_a_daemon_which_may_have_no_processes_prepares_too(preparation, benchmar
 def _prepare_and_count(preparation, batches):
     torch.set_num_threads(1)
     os._exit(len(list(prepare_all(preparation, batches))))
+
+
+def test_who_stops_does_not_wait_for_a_clip_that_hangs(preparation, benchmark, monkeypatch):
+    batches = batches_of(benchmark)
+    hanging, decode = batches[-1][-1].video, Preparation.decode
+    monkeypatch.setattr(
+        Preparation, "decode", lambda self, own, *a: time.sleep(600) if own.video == hanging else decode(self, own, *a)
+    )
+    # In a process of its own, which can be ended if it hangs itself.
+    caller = get_context("fork").Process(target=_take_one_and_stop, args=(preparation, batches))
+    caller.start()
+    caller.join(30)
+    is_there_still = caller.is_alive()
+    caller.kill()
+    assert not is_there_still
+    assert caller.exitcode == 0
+
+
+def _take_one_and_stop(preparation, batches):
+    torch.set_num_threads(1)
+    prepared = prepare_all(preparation, batches[:1] + batches[-1:] * 3)
+    next(prepared)
+    time.sleep(0.5)
+    prepared.close()
 
 
 def test_a_clip_that_ends_its_process_cannot_be_read_and_the_others_are(preparation, benchmark, monkeypatch, caplog):

@@ -2,11 +2,13 @@
 
 import contextlib
 import os
+import platform
 import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -231,6 +233,21 @@ def test_the_copies_beside_a_checkpoint_isolate_as_well(clip, tmp_path, monkeypa
     own.end_workers()
     assert any(argument.startswith(str(tmp_path / "modules")) for argument in command)
     assert str(installed[0]) not in command
+
+
+def num_page_faults(pid: int) -> int:
+    """Pages that the system had to give to a process so far."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[7])
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is not glibc's")
+def test_a_worker_keeps_the_memory_of_a_frame_for_the_next(tmp_path):
+    clip = write_clip(tmp_path / "large.mp4", 12, width=1280, height=720)
+    counts = []
+    for _ in range(5):
+        decode_video(clip, take(0, 5, 11), isolate=True)
+        counts.append(num_page_faults(idle_workers()[-1]))
+    assert counts[-1] - counts[-2] < 500, "a frame alone has 675 pages; given back each time, a clip takes thousands"
 
 
 # ----------------------------------------------------------------------------------------------- what may happen
