@@ -55,11 +55,14 @@ def test_they_are_those_of_this_process_in_order(preparation, benchmark):
 
 def test_a_thread_does_where_there_is_no_fork(preparation, benchmark, monkeypatch):
     monkeypatch.setattr(preparing.sys, "platform", "darwin")
-    threads = torch.get_num_threads()
+    before, threads = torch.get_num_threads(), 2
+    torch.set_num_threads(threads)
     batches = batches_of(benchmark)
     assert [list(prepared.questions) for prepared in prepare_all(preparation, batches)] == [list(b) for b in batches]
     with ThreadPoolExecutor(1) as later:
-        assert later.submit(torch.get_num_threads).result() == torch.get_num_threads() == threads
+        found = later.submit(torch.get_num_threads).result(), torch.get_num_threads()
+    torch.set_num_threads(before)
+    assert found == (threads, threads), "also threads that begin later have all of them"
 
 
 def test_a_daemon_which_may_have_no_processes_prepares_too(preparation, benchmark):
