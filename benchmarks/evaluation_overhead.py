@@ -57,6 +57,7 @@ def compare(model, processor, benchmark: ShapesQA, folder: Path, num_rounds: int
 
 
 def main(num_rounds: int) -> int:
+    """Measure each size with fewer threads and with all, and keep the page; 1 where the limit does not hold."""
     processor = tiny_processor()
     all_threads = torch.get_num_threads()
     rows, ratios = [], []

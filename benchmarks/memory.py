@@ -56,6 +56,7 @@ def growth(points: list[dict]) -> float:
 
 
 def write_page(options, found: dict) -> str:
+    """The page, in Markdown: a table for each precision."""
     header = [
         "frames",
         "result, MiB",
