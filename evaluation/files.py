@@ -4,8 +4,11 @@ import json
 import os
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
+from typing import NoReturn
 
 from filelock import FileLock, Timeout
 
@@ -61,16 +64,73 @@ def append_synced(path: str | os.PathLike, text: str) -> None:
     Raises:
         OSError: it cannot be written (full disk); the file is as long as before.
     """
+    _sync(*_append(path, text))
+
+
+class GrowingFile:
+    """A file to which text is added, while the disk is still busy with what was added before.
+
+    A program that is killed loses nothing of it, a machine without power at most what was added last.
+
+    Args:
+        path: made with the first text, if it is not there.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self._disk = ThreadPoolExecutor(1, "disk")
+        self._syncing: Future | None = None
+
+    def append(self, text: str) -> None:
+        """Add text; the disk has all that was added before.
+
+        Raises:
+            OSError: this or that cannot be written (full disk); the file is without it.
+        """
+        self.wait()
+        self._syncing = self._disk.submit(_sync, *_append(self.path, text))
+
+    def wait(self) -> None:
+        """Until the disk has all.
+
+        Raises:
+            OSError: it cannot be written; the file is without what was added last.
+        """
+        if self._syncing is not None:
+            syncing, self._syncing = self._syncing, None
+            syncing.result()
+
+    def close(self) -> None:
+        """As `wait`, but without its errors: for the way out of another one."""
+        self._disk.shutdown(wait=True)
+
+
+def _append(path: str | os.PathLike, text: str) -> tuple[FileIO, int]:
+    """The file, with the text added, and how long it was before."""
     content = memoryview(text.encode("utf-8"))
-    with open(path, "ab", buffering=0) as file:
-        size = file.tell()
-        try:
-            while content:
-                content = content[file.write(content) :]
-            os.fsync(file.fileno())
-        except OSError as error:
-            file.truncate(size)
-            raise OSError(error.errno, error.strerror, str(path)) from error
+    file = open(path, "ab", buffering=0)  # noqa: SIM115 -- `_sync` closes it
+    size = file.tell()
+    try:
+        while content:
+            content = content[file.write(content) :]
+    except OSError as error:
+        _take_back(file, size, error)
+    return file, size
+
+
+def _sync(file: FileIO, size: int) -> None:
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        _take_back(file, size, error)
+    file.close()
+
+
+def _take_back(file: FileIO, size: int, error: OSError) -> NoReturn:
+    """Raise the error, with the file's name, after what could not be written was taken away again."""
+    with file:
+        file.truncate(size)
+    raise OSError(error.errno, error.strerror, str(file.name)) from error
 
 
 def read_object(path: str | os.PathLike) -> dict:

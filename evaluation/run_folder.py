@@ -10,11 +10,11 @@ scores.md        the same as a table
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from .files import append_synced, lock, read_object, read_objects, write_whole
+from .files import GrowingFile, lock, read_object, read_objects, write_whole
 from .questions import Question
 from .scores import ScoreTable
 
@@ -59,11 +59,13 @@ class RunFolder:
         self.rank = rank
         self.answers: dict[str, Answer] = {}
         self._open = ExitStack()
+        self._own_answers: GrowingFile | None = None
         if self.path is None:
             return
         self.path.mkdir(parents=True, exist_ok=True)
         if rank == 0:
             self._open.enter_context(lock(self.path))
+        self._own_answers = self._open.enter_context(closing(GrowingFile(self._own_file)))
         try:
             self._go_on()
         except BaseException:
@@ -113,15 +115,29 @@ class RunFolder:
         return self.path / (ANSWERS_FILE if self.rank == 0 else f"answers-rank{self.rank}.jsonl")
 
     def add(self, questions: Sequence[Question], answers: Sequence[Answer]) -> None:
-        """Remember answers, and have the disk keep them: all of a batch at once."""
+        """Remember answers, and write them down, all of a batch at once; the disk may take its time until the next call.
+
+        Raises:
+            OSError: these or those before cannot be written.
+        """
         self.answers.update({question.id: answer for question, answer in zip(questions, answers, strict=True)})
-        if self.path is not None:
-            append_synced(self._own_file, "".join(_line(*pair) for pair in zip(questions, answers)))
+        if self._own_answers is not None:
+            self._own_answers.append("".join(_line(*pair) for pair in zip(questions, answers)))
+
+    def wait_for_disk(self) -> None:
+        """Until it has all answers.
+
+        Raises:
+            OSError: it cannot keep them.
+        """
+        if self._own_answers is not None:
+            self._own_answers.wait()
 
     def gather(self, questions: Sequence[Question]) -> None:
         """After all processes are done: all answers in one file, in the order of the questions. By one process only."""
         if self.path is None:
             return
+        self.wait_for_disk()
         self.read_answers()
         lines = [_line(question, self.answers[question.id]) for question in questions]
         write_whole(self.path / ANSWERS_FILE, "".join(lines))

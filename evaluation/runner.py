@@ -177,6 +177,7 @@ def _ask(
                 bar.update(len(batch))
                 if any(answer.error for answer in answers):
                     unreadable.check(folder.answers)
+        folder.wait_for_disk()
     finally:
         model.train(was_training)
 

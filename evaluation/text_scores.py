@@ -6,10 +6,12 @@ All three compare normalised words, so that case, punctuation and articles do no
 import re
 import unicodedata
 from collections import Counter
+from functools import lru_cache
 
 _ARTICLES = frozenset({"a", "an", "the"})
 
 
+@lru_cache(2**14)  # each is looked at several times over, and many are the same
 def normalise_answer(text: str) -> str:
     """What two answers are compared by: lower case, without punctuation, articles and superfluous white space.
 

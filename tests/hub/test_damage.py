@@ -1,5 +1,6 @@
 """Damage: of a checkpoint it is noticed when it is loaded, and a full disk leaves what was there."""
 
+import errno
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ import torch
 from tiny import tiny_config, tiny_model, tiny_processor, write_tiny_checkpoint
 
 from video_panda import VideoPandaConfig, VideoPandaForConditionalGeneration, VideoPandaProcessor
+from video_panda.evaluation import files
 from video_panda.evaluation.questions import Question
 from video_panda.evaluation.run_folder import Answer, RunFolder
 from video_panda.hub.convert import convert_checkpoint
@@ -180,6 +182,22 @@ def test_an_evaluation_on_a_full_disk(tmp_path):
     again = RunFolder(tmp_path / "run", {"model": "m"})
     assert again.answers == {"0": Answer("red")}
     again.close()
+
+
+def test_a_disk_that_gives_up_while_the_next_batch_is_answered(tmp_path, monkeypatch):
+    file = files.GrowingFile(tmp_path / "answers.jsonl")
+    file.append("first\n")
+    file.wait()
+
+    def give_up(number):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(files.os, "fsync", give_up)
+    file.append("second\n")
+    with pytest.raises(OSError, match=r"answers\.jsonl"):
+        file.append("third\n")
+    file.close()
+    assert file.path.read_text() == "first\n"
 
 
 # --- shards that would run code -----------------------------------------------------------------------------------------
