@@ -17,6 +17,10 @@ from torch import nn
 # Up to so many keys a CPU multiplies and adds faster than its attention kernel starts.
 NUM_FEW_KEYS = 8
 
+# On a CPU: bytes of the queries in the positions' width, (M, h, D), that are made at a time. All of a chunk's windows are the
+# largest tensor of STAB: it leaves the caches, and glibc fetches blocks of 32 MiB and more from the system each time.
+CPU_ASKED_BYTES = 2**24
+
 
 def attend(query_MQD, key_MND, value_MND, num_heads: int, scale: float) -> torch.Tensor:
     """The plain form: multi-head attention of (M, Q, D) over keys and values (M, N, D)."""
@@ -49,6 +53,11 @@ def attend_folded(query_XD, context_MND, k_proj: nn.Linear, v_proj: nn.Linear, n
         (M, D), as `attend(query, k_proj(context), v_proj(context), ...)`.
     """
     num_contexts, _, width = context_MND.shape
+    num_turns = _num_turns(query_XD, context_MND, num_heads)
+    if num_turns > 1:
+        size = -(-num_contexts // num_turns)
+        pairs = zip(query_XD.split(size), context_MND.split(size))
+        return torch.cat([attend_folded(*pair, k_proj, v_proj, num_heads, scale) for pair in pairs])
     query_hXd = (query_XD * scale).unflatten(-1, (num_heads, -1)).transpose(0, 1)
     key_hdD = k_proj.weight.unflatten(0, (num_heads, -1))
     if len(query_XD) == 1:
@@ -70,6 +79,13 @@ def attend_folded(query_XD, context_MND, k_proj: nn.Linear, v_proj: nn.Linear, n
     values_hMd = torch.bmm(pooled_hMD, v_proj.weight.unflatten(0, (num_heads, -1)).transpose(1, 2))
     values_MD = values_hMd.transpose(0, 1).flatten(1)
     return values_MD if v_proj.bias is None else values_MD + v_proj.bias
+
+
+def _num_turns(query_XD, context_MND, num_heads: int) -> int:
+    """In how many turns the contexts are attended to, where each has a query of its own; see `CPU_ASKED_BYTES`."""
+    if len(query_XD) == 1 or query_XD.device.type != "cpu" or not _can_write(query_XD, context_MND):
+        return 1
+    return -(-query_XD.nbytes * num_heads // CPU_ASKED_BYTES)
 
 
 def _pool(weights_MhN, context_MND, memory: torch.Tensor | None) -> torch.Tensor:

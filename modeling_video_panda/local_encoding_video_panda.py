@@ -167,9 +167,11 @@ class VideoPandaLSTE(nn.Module):
     def forward(self, patches_MKPPD: torch.Tensor) -> torch.Tensor:
         """(M, K, P, P, D) -> (M, K, P, P, D)."""
         chunks, frames, side, _, width = patches_MKPPD.shape
-        reduced_MKNR = self._reduce(patches_MKPPD.reshape(-1, width)).view(chunks, frames, side * side, -1)
-        # Added in place: a sum that nothing looks at before needs no memory of its own.
-        encoded_MKPPD = self.expand(self.temporal(reduced_MKNR)).view_as(patches_MKPPD).add_(patches_MKPPD)
+        # Without names for what comes between, whose memory is then free for the next; and added in place: a sum that nothing
+        # looks at before needs no memory of its own.
+        mixed_MKNR = self.temporal(self._reduce(patches_MKPPD.reshape(-1, width)).view(chunks, frames, side * side, -1))
+        encoded_MKPPD = self.expand(mixed_MKNR).view_as(patches_MKPPD).add_(patches_MKPPD)
+        del mixed_MKNR
         return self.position_encoding(encoded_MKPPD).add_(encoded_MKPPD)
 
     def _reduce(self, patches_ND: torch.Tensor) -> torch.Tensor:

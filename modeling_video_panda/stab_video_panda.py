@@ -1,7 +1,7 @@
 """STAB, the Spatio-Temporal Alignment Block: frames in, tokens with visible rows out (paper section 3).
 
 Shape suffixes: M chunks, K frames of a chunk, S px a side of the canvas, P patches a side of the canvas, D width of
-STAB, C colour channels, h x w token grid of a frame, N positions, Q queries, n tokens of a frame.
+STAB, C colour channels, h x w token grid of a frame, p patches a side of a token's window, X windows, n tokens of a frame.
 Everything is token-major (channels last). The canvas steps (patches, LSTE, GSTRA) see the background too; the token
 steps (downsampling, FSRA, rows) see a frame's own h x w grid only.
 """
@@ -53,6 +53,16 @@ class VideoPandaFrames(NamedTuple):
         for tokens_MKwD in self.tokens_MKhwD.unbind(2):
             parts += [tokens_MKwD, *row_end]
         return torch.cat(parts, dim=2)
+
+    def write_sequence(self, place: int, sequence_KnD: torch.Tensor) -> None:
+        """The same of one chunk, `chunks[place]`, into memory that is there."""
+        sequence_KnD[:, 0] = self.context_MKD[place]
+        tokens_KhwD = self.tokens_MKhwD[place]
+        height, width = tokens_KhwD.shape[1:3]
+        rows_KhnD = sequence_KnD[:, 1:].unflatten(1, (height, -1))
+        rows_KhnD[:, :, :width] = tokens_KhwD
+        if self.row_D is not None:
+            rows_KhnD[:, :, width] = self.row_D
 
 
 class VideoPandaSTAB(PreTrainedModel):
@@ -132,11 +142,11 @@ class VideoPandaSTAB(PreTrainedModel):
             (M, K, h*(w+1)+1, D), or a list with one (K, h*(w+1)+1, D) a chunk: for each frame its context, then row by
             row the tokens and `<row>`.
         """
-        canvases = self._encode_canvases(pixel_values, still)
         chunks_of_grid: dict[tuple[int, int], list[int]] = {}
         for chunk, own_grid in enumerate(grid if isinstance(grid, list) else [grid] * len(pixel_values)):
             chunks_of_grid.setdefault(own_grid, []).append(chunk)
-        frames = [self._encode_frames(*canvases, chunks, own_grid) for own_grid, chunks in chunks_of_grid.items()]
+        windows, chunk_context_MD = self._encode_canvases(pixel_values, chunks_of_grid, still)
+        frames = [self._encode_windows(windows.pop(0), chunk_context_MD, chunks) for chunks in chunks_of_grid.values()]
         if return_frames:
             return frames
         if not isinstance(grid, list):
@@ -146,51 +156,59 @@ class VideoPandaSTAB(PreTrainedModel):
             encoded.update(zip(own.chunks, own.sequences()))
         return [encoded[chunk] for chunk in range(len(pixel_values))]
 
-    def _encode_canvases(self, pixel_values: torch.Tensor, still: bool):
-        """What concerns whole canvases: E (M, K, P, P, D), Z alike and V (M, D); None for the two that are not there."""
+    def _encode_canvases(self, pixel_values: torch.Tensor, chunks_of_grid, still: bool):
+        """What concerns whole canvases.
+
+        Returns:
+            F of each grid, (M, K, h, w, p, p, D), and V (M, D), or None where it is not there. E and Z are not kept: what
+            follows takes as much memory again.
+        """
         patches_MKPPD = self.patch_embedding(pixel_values)
         if self.config.downsampling_position == "before_lste":
-            side = self.config.num_tokens_per_side
-            patches_MKPPD = self._downsample([patches_MKPPD], (side, side))
-        if still:
-            return patches_MKPPD, None, None
-        local_MKPPD = None if self.lste is None else self.lste(patches_MKPPD)
+            patches_MKPPD = self._downsample(_cut_into_windows(patches_MKPPD, self.config.effective_window))
+        local_MKPPD = None if still or self.lste is None else self.lste(patches_MKPPD)
         seen_MKPPD = patches_MKPPD if local_MKPPD is None else local_MKPPD
-        return patches_MKPPD, local_MKPPD, None if self.gstra is None else self.gstra(seen_MKPPD.flatten(1, 3))
+        chunk_context_MD = None if still or self.gstra is None else self.gstra(seen_MKPPD.flatten(1, 3))
+        parts = [part for part in (local_MKPPD, patches_MKPPD) if part is not None]
+        return [self._cut_out(parts, chunks, grid) for grid, chunks in chunks_of_grid.items()], chunk_context_MD
 
-    def _encode_frames(self, patches_MKPPD, local_MKPPD, chunk_context_MD, chunks, grid) -> VideoPandaFrames:
-        """What concerns the cells of the frames' own grid, for the chunks that have it."""
+    def _cut_out(self, parts_MKPPD: list[torch.Tensor], chunks: list[int], grid: tuple[int, int]) -> torch.Tensor:
+        """F = Z + E (the dense connection), or E alone, of the cells of one grid in the chunks that have it."""
+        window = 1 if self.config.downsampling_position == "before_lste" else self.config.effective_window
+        cells = [crop_to_grid(part_MKPPD, grid, window) for part_MKPPD in parts_MKPPD]
+        if len(chunks) < len(cells[0]):
+            cells = [cells_MKPPD[chunks] for cells_MKPPD in cells]
+        return _add_up([_cut_into_windows(cells_MKPPD, window) for cells_MKPPD in cells])
+
+    def _encode_windows(self, windows_MKhwppD, chunk_context_MD, chunks: list[int]) -> VideoPandaFrames:
+        """What concerns the frames' own grid."""
         before = self.config.downsampling_position == "before_lste"
-        is_all = len(chunks) == len(patches_MKPPD)
-        parts = []  # of F = Z + E, which is added up where the cells are rearranged
-        for canvas_MKPPD in (local_MKPPD, patches_MKPPD):
-            if canvas_MKPPD is not None:
-                cells = crop_to_grid(canvas_MKPPD, grid, 1 if before else self.config.effective_window)
-                parts.append(cells if is_all else cells[chunks])
-        tokens_MKhwD = _add_up(parts) if before else self._downsample(parts, grid)
+        tokens_MKhwD = windows_MKhwppD.flatten(4) if before else self._downsample(windows_MKhwppD)
         context_MKD = self.fsra(tokens_MKhwD.flatten(2, 3)) if self.fsra is not None else None
         if chunk_context_MD is not None:
+            is_all = len(chunks) == len(chunk_context_MD)
             chunk_context_MKD = (chunk_context_MD if is_all else chunk_context_MD[chunks]).unsqueeze(1)
             context_MKD = self.fusion(chunk_context_MKD.expand(-1, tokens_MKhwD.shape[1], -1), context_MKD)
         return VideoPandaFrames(chunks, tokens_MKhwD, context_MKD, self.row_embedding)
 
-    def _downsample(self, parts: list[torch.Tensor], grid: tuple[int, int]) -> torch.Tensor:
-        """The sum of (M, K, h*window, w*window, D) -> (M, K, h, w, D), by whatever `downsampling` says."""
-        if self.config.effective_window == 1 and self.lsd is None and self.perceiver_resampler is None:
-            return _add_up(parts)  # half resolution: every patch is a token
+    def _downsample(self, windows_MKhwppD: torch.Tensor) -> torch.Tensor:
+        """(M, K, h, w, p, p, D) -> (M, K, h, w, D), by whatever `downsampling` says."""
+        if self.config.downsampling == "half_resolution":
+            return windows_MKhwppD.flatten(4)  # every patch is a token
+        grid = windows_MKhwppD.shape[2:4]
         if self.perceiver_resampler is not None:
-            return self.perceiver_resampler(_add_up(parts).flatten(2, 3), grid)
-        window, (height, width) = self.config.downsample_window, grid
-        chunks, frames = parts[0].shape[:2]
-        windows = _add_up(
-            [part.unflatten(3, (width, window)).unflatten(2, (height, window)).transpose(3, 4) for part in parts]
-        )
-        windows_XPPD = windows.reshape(chunks * frames * height * width, window, window, -1)
+            return self.perceiver_resampler(windows_MKhwppD.flatten(2, 5), grid)
+        windows_XppD = windows_MKhwppD.flatten(0, 3)
         # On channels last, which is several times faster on a CPU than a mean over the positions.
-        tokens_X1D = F.avg_pool2d(windows_XPPD.permute(0, 3, 1, 2), window).flatten(1).unsqueeze(1)
+        tokens_X1D = F.avg_pool2d(windows_XppD.permute(0, 3, 1, 2), windows_XppD.shape[1]).flatten(1).unsqueeze(1)
         if self.lsd is not None:
-            tokens_X1D = self.lsd(tokens_X1D, windows_XPPD.flatten(1, 2))
-        return tokens_X1D.view(chunks, frames, height, width, -1)
+            tokens_X1D = self.lsd(tokens_X1D, windows_XppD.flatten(1, 2))
+        return tokens_X1D.view(*windows_MKhwppD.shape[:4], -1)
+
+
+def _cut_into_windows(canvas_MKPPD: torch.Tensor, window: int) -> torch.Tensor:
+    """(M, K, h*p, w*p, D) -> (M, K, h, w, p, p, D), a view."""
+    return canvas_MKPPD.unflatten(3, (-1, window)).unflatten(2, (-1, window)).transpose(3, 4)
 
 
 def _add_up(parts: list[torch.Tensor]) -> torch.Tensor:

@@ -19,6 +19,10 @@ from .stab_video_panda import VideoPandaFrames
 # allocator gives back each time: a chunk of four frames of 448 px in float32 is faster alone than with a second one.
 CPU_CHUNK_BYTES = 2**24
 
+# On a CPU: bytes of the largest block that glibc, once one of its size was given back, keeps in the heap for the next (mallopt's
+# M_MMAP_THRESHOLD, 32 MiB at most with a header). Smaller states than any it has seen, it fetches page by page from the system.
+CPU_KEPT_BLOCK_BYTES = 2**25 - 2**16
+
 
 class VideoPandaProjector(nn.Module):
     """Two linear layers from STAB's width to the language model's. Release: `video_projector`."""
@@ -122,6 +126,8 @@ class VideoPandaVisionMixin:
 
     def _encode(self, pixels_VTCSS: torch.Tensor, grids: list[list[int]], chunk_batch: int | None):
         """All frames' tokens, before and after the projector, as one `BaseModelOutputWithPooling`."""
+        if pixels_VTCSS.device.type == "cpu":
+            torch.UntypedStorage(CPU_KEPT_BLOCK_BYTES)  # given back at once, its pages never touched
         if chunk_batch is not None:
             self._check_chunk_batch(chunk_batch)
         else:
@@ -153,13 +159,13 @@ class VideoPandaVisionMixin:
             # `<row>` is projected with every chunk, so that each goes through products of one shape: with one chunk at a time
             # the features are bit by bit the same whatever else is in the batch.
             for level, own in [*((0, own) for own in frames), *((1, own) for own in self._project(frames))]:
-                sequences = own.sequences().flatten(1, 2)
                 if outputs[level] is None:
-                    outputs[level] = sequences.new_empty(first_token[-1], sequences.shape[-1])
-                for chunk, sequence in zip(own.chunks, sequences):
+                    outputs[level] = own.context_MKD.new_empty(first_token[-1], own.context_MKD.shape[-1])
+                for place, chunk in enumerate(own.chunks):
                     video, first_frame = chunks[chunk]
                     begin = first_token[video] + first_frame * num_frame_tokens[video]
-                    outputs[level][begin : begin + len(sequence)] = sequence
+                    shape = own.context_MKD.shape[1], num_frame_tokens[video]
+                    own.write_sequence(place, outputs[level][begin : begin + shape[0] * shape[1]].unflatten(0, shape))
         return BaseModelOutputWithPooling(last_hidden_state=outputs[0], pooler_output=outputs[1].split(lengths))
 
     def _encode_chunks(self, pixels_MKCSS, still: bool, chunks, grids: list[list[int]]) -> list[VideoPandaFrames]:
