@@ -3,16 +3,19 @@
 A worker builds one system once, and waits. Only one works at a time, so that what else the machine does falls on all of them
 alike, and the memory of its process is its own. Times are of whole passes: the wall clock on a CPU, events on CUDA. The first
 turn also tells the peak memory above weights and inputs: on a CPU what the kernel recorded as most resident (after what
-earlier passes left was given back), on CUDA what torch's allocator handed out.
+earlier passes left was given back), on CUDA what torch's allocator handed out. The bytes of tensors alone, which do not move
+with the state of the heap, are counted where a setting asks for them.
 """
 
 import argparse
 import ctypes
 import datetime
 import gc
+import itertools
 import json
 import multiprocessing
 import platform
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -25,6 +28,7 @@ import torch
 from peers import Peer
 from report import RESULTS, describe_machine
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 SECONDS = 0.5  # a turn: one pass, and more as long as they took less than this
@@ -68,6 +72,7 @@ class Setting:
         compile_mode: of `torch.compile`; None: without.
         chunk_batch: Video-Panda's `vision_chunk_batch`.
         warm_up_frames: frames of the pass that comes before all; None: all of them.
+        counts_tensors: whether the facts tell the most bytes of tensors that a pass held; one more pass, before the turns.
     """
 
     peer: Peer
@@ -79,6 +84,7 @@ class Setting:
     compile_mode: str | None = None
     chunk_batch: int | None = None
     warm_up_frames: int | None = None
+    counts_tensors: bool = False
 
     def build(self, device: str | None = None) -> tuple[nn.Module, Callable[[int], dict]]:
         """The system, and what makes its inputs for a number of frames."""
@@ -90,11 +96,15 @@ class Setting:
 
 @dataclass
 class Facts:
-    """What does not depend on the clock: parameters, operations (2 a multiplication and addition), tokens handed over."""
+    """What does not depend on the clock: parameters, operations (2 a multiplication and addition), tokens handed over.
+
+    And, where they are counted, the most bytes of tensors that a pass held, weights and inputs not among them.
+    """
 
     num_parameters: int
     num_operations: int
     num_tokens: int
+    peak_tensor_bytes: int | None = None
 
 
 def _count(part: nn.Module, inputs: dict) -> Facts:
@@ -105,6 +115,23 @@ def _count(part: nn.Module, inputs: dict) -> Facts:
         tokens = part(**inputs)
     num_parameters = sum(parameter.numel() for parameter in part.parameters())
     return Facts(num_parameters, counter.get_total_flops(), len(tokens))
+
+
+def peak_tensor_bytes(part: nn.Module, inputs: dict) -> int:
+    """The most bytes that tensors made in a pass held at a time, by what torch's profiler saw handed out and given back."""
+    activity = ProfilerActivity.CUDA if next(part.parameters()).is_cuda else ProfilerActivity.CPU
+    with torch.no_grad(), profile(activities={ProfilerActivity.CPU, activity}, profile_memory=True) as profiler:
+        part(**inputs)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "trace.json")
+        profiler.export_chrome_trace(str(path))
+        events = [event for event in json.loads(path.read_text())["traceEvents"] if event["name"] == "[memory]"]
+    device_type = 1 if activity == ProfilerActivity.CUDA else 0
+    events.sort(key=lambda event: event["ts"])
+    held = itertools.accumulate(
+        event["args"]["Bytes"] for event in events if event["args"]["Device Type"] == device_type
+    )
+    return max(held)
 
 
 def count(setting: Setting) -> Facts:
@@ -171,6 +198,8 @@ def _serve(connection, setting: Setting) -> None:
         if setting.compile_mode is not None:
             part.compile(mode=setting.compile_mode)
         run = _timer(part, inputs, setting.device)
+        if setting.counts_tensors:
+            facts.peak_tensor_bytes = peak_tensor_bytes(part, inputs)
         with torch.no_grad():
             part(**(make_inputs(setting.warm_up_frames) if setting.warm_up_frames else inputs))
             if setting.compile_mode is not None:  # CUDA graphs are recorded at the second and third

@@ -19,9 +19,10 @@ from .stab_video_panda import VideoPandaFrames
 # allocator gives back each time: a chunk of four frames of 448 px in float32 is faster alone than with a second one.
 CPU_CHUNK_BYTES = 2**24
 
-# On a CPU: bytes of the largest block that glibc, once one of its size was given back, keeps in the heap for the next (mallopt's
-# M_MMAP_THRESHOLD, 32 MiB at most with a header). Smaller states than any it has seen, it fetches page by page from the system.
-CPU_KEPT_BLOCK_BYTES = 2**25 - 2**16
+# On a CPU: glibc keeps freed memory for the next tensor up to limits that it raises to the largest block it was ever given
+# back, of so many bytes at most (32 MiB with a header); what is beyond them comes from the system, page by page, each time.
+GLIBC_LARGEST_KEPT_BYTES = 2**25 - 2**16
+NUM_LIVE_STATES = 4  # so many states of the canvases are there at a time
 
 
 class VideoPandaProjector(nn.Module):
@@ -127,7 +128,8 @@ class VideoPandaVisionMixin:
     def _encode(self, pixels_VTCSS: torch.Tensor, grids: list[list[int]], chunk_batch: int | None):
         """All frames' tokens, before and after the projector, as one `BaseModelOutputWithPooling`."""
         if pixels_VTCSS.device.type == "cpu":
-            torch.UntypedStorage(CPU_KEPT_BLOCK_BYTES)  # given back at once, its pages never touched
+            # Given back at once, its pages never touched.
+            torch.UntypedStorage(min(GLIBC_LARGEST_KEPT_BYTES, NUM_LIVE_STATES * self._canvas_bytes()))
         if chunk_batch is not None:
             self._check_chunk_batch(chunk_batch)
         else:
@@ -181,11 +183,15 @@ class VideoPandaVisionMixin:
             or self._shares_statistics()
         ):
             return None
-        vision = self.config.vision_config
-        num_patches = vision.num_chunk_frames * vision.num_patches_per_side**2
-        chunk_batch = max(1, CPU_CHUNK_BYTES // (num_patches * vision.hidden_size * self.dtype.itemsize))
-        num_chunks = sum(-(-num_frames // vision.num_chunk_frames) for num_frames, _, _ in grids)
+        chunk_batch = max(1, CPU_CHUNK_BYTES // self._canvas_bytes())
+        num_chunk_frames = self.config.vision_config.num_chunk_frames
+        num_chunks = sum(-(-num_frames // num_chunk_frames) for num_frames, _, _ in grids)
         return chunk_batch if chunk_batch < num_chunks else None
+
+    def _canvas_bytes(self) -> int:
+        """Bytes of the states of one chunk's canvases."""
+        vision = self.config.vision_config
+        return vision.num_chunk_frames * vision.num_patches_per_side**2 * vision.hidden_size * self.dtype.itemsize
 
     def _shares_statistics(self) -> bool:
         """Whether all chunks of a batch are normalised by statistics of theirs, as STAB does in training mode."""

@@ -163,8 +163,13 @@ def test_scaling_draws_and_counts(measure, tmp_path):
 
 
 def test_memory_takes_both_ways(measure, tmp_path):
+    import memory
+
     points = run_quick("memory", tmp_path)["found"]["float32"]
-    assert [point["frames"] for point in points] == [4, 8]
+    assert [point["frames"] for point in points] == [8, 16]
+    assert memory.growth(points) == pytest.approx(1, abs=0.02)
+    few, many = (memory.beyond_result(point, "all chunks at once") for point in points)
+    assert 0 < 1.5 * few < many
     assert all(
         point[way]["peak_bytes"] >= 0 for point in points for way in ("all chunks at once", "one after the other")
     )
