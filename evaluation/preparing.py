@@ -11,8 +11,8 @@ import signal
 import sys
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
@@ -21,8 +21,8 @@ import torch
 from transformers import BatchFeature
 
 from .benchmark import Benchmark
-from .parcels import Parcel
 from .questions import Question
+from .shared_buffer import Contents, SharedBuffer
 
 logger = logging.getLogger(__name__)
 
@@ -135,6 +135,8 @@ def inputs_of(processor, conversations: Sequence[list[dict]]) -> BatchFeature:
 def prepare_all(preparation: Preparation, batches: Sequence[Sequence[Question]]) -> Iterator[Prepared]:
     """Each batch, prepared, in order; the next ones are in hand before one is given.
 
+    Its inputs are there until the next is asked for, whose place they may be in.
+
     A clip that ends the process which reads it costs that process: from there on each clip is decoded in a process of its own,
     and is one that cannot be read.
 
@@ -160,51 +162,90 @@ def prepare_all(preparation: Preparation, batches: Sequence[Sequence[Question]])
 def _prepare_ahead(
     preparation: Preparation, batches: Sequence[Sequence[Question]], isolate: bool | None
 ) -> Iterator[Prepared]:
-    executor, prepare, num_workers = _start_workers(preparation)
+    crew = _Processes(preparation) if _may_fork() else _Thread(preparation)
     waiting: deque[Future] = deque()
     num_threads = torch.get_num_threads()
-    with executor:
-        try:
-            for batch in batches:
-                waiting.append(executor.submit(prepare, batch, isolate))
-                if len(waiting) > num_workers + _NUM_BATCHES_READY:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        except BaseException:
-            _kill_workers(executor)  # one may hang in a clip, and nothing that they are doing is wanted
-            raise
-        finally:
-            executor.shutdown(wait=True, cancel_futures=True)
-            torch.set_num_threads(num_threads)  # for threads that begin later, too, where a thread prepared
+    try:
+        for number, batch in enumerate(batches):
+            waiting.append(crew.submit(number, batch, isolate))
+            if len(waiting) > crew.num_workers + _NUM_BATCHES_READY:
+                yield crew.receive(waiting.popleft())
+        while waiting:
+            yield crew.receive(waiting.popleft())
+    except BaseException:
+        crew.kill()  # one may hang in a clip, and nothing that they are doing is wanted
+        raise
+    finally:
+        crew.close()
+        torch.set_num_threads(num_threads)  # for threads that begin later, too, where a thread prepared
 
 
-def _start_workers(preparation: Preparation) -> tuple[Executor, Callable[..., Prepared], int]:
-    """Who prepares, what each is told to do with a batch, and how many there are."""
+def _may_fork() -> bool:
     # Linux only: elsewhere forking is not safe, or not there, and another Python takes seconds to load transformers. A daemon
     # of `multiprocessing` may have no processes.
-    if sys.platform != "linux" or multiprocessing.current_process().daemon:
-        return ThreadPoolExecutor(1, "prepare", torch.set_num_threads, (1,)), preparation.prepare, 1
-    num_workers = max(1, min(_MAX_WORKERS, len(os.sched_getaffinity(0)) - 1))
-    context = multiprocessing.get_context("fork")
-    return ProcessPoolExecutor(num_workers, context, _begin_process, (preparation,)), _prepare_parcel, num_workers
+    return sys.platform == "linux" and not multiprocessing.current_process().daemon
 
 
-def _kill_workers(executor: Executor) -> None:
-    # Private: before Python 3.14 (`kill_workers`) an executor can only be waited for. None where it is at its end.
-    processes = executor._processes if isinstance(executor, ProcessPoolExecutor) else None
-    for process in list((processes or {}).values()):
-        process.kill()
+class _Thread:
+    """Prepares batches beside the model's own thread."""
+
+    num_workers = 1
+
+    def __init__(self, preparation: Preparation):
+        self._preparation = preparation
+        self._executor = ThreadPoolExecutor(1, "prepare", torch.set_num_threads, (1,))
+
+    def submit(self, number: int, batch: Sequence[Question], isolate: bool | None) -> Future:
+        return self._executor.submit(self._preparation.prepare, batch, isolate)
+
+    def receive(self, future: Future) -> Prepared:
+        return future.result()
+
+    def kill(self) -> None:
+        """Nobody can end a thread."""
+
+    def close(self) -> None:
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+
+class _Processes:
+    """Prepare batches in processes that are forked from this one; what they make comes back in shared memory."""
+
+    def __init__(self, preparation: Preparation):
+        self.num_workers = max(1, min(_MAX_WORKERS, len(os.sched_getaffinity(0)) - 1))
+        # One for each batch in hand, and for the one that was given: the next one after them is begun when that one is done.
+        self._buffers = [SharedBuffer() for _ in range(self.num_workers + _NUM_BATCHES_READY + 1)]
+        context = multiprocessing.get_context("fork")
+        self._executor = ProcessPoolExecutor(self.num_workers, context, _begin_process, (preparation, self._buffers))
+
+    def submit(self, number: int, batch: Sequence[Question], isolate: bool | None) -> Future:
+        return self._executor.submit(_prepare_into, number % len(self._buffers), batch, isolate)
+
+    def receive(self, future: Future) -> Prepared:
+        prepared, buffer, contents = future.result()
+        return prepared if contents is None else replace(prepared, inputs=self._buffers[buffer].look(contents))
+
+    def kill(self) -> None:
+        # Private: before Python 3.14 (`kill_workers`) an executor can only be waited for. None where it is at its end.
+        for process in list((self._executor._processes or {}).values()):
+            process.kill()
+
+    def close(self) -> None:
+        self._executor.shutdown(wait=True, cancel_futures=True)
+        for buffer in self._buffers:
+            buffer.close()
+        self._buffers = []
 
 
 # --- in a worker process ------------------------------------------------------------------------------------------------
 
 _own: Preparation | None = None
+_own_buffers: Sequence[SharedBuffer] = ()
 
 
-def _begin_process(preparation: Preparation) -> None:
-    global _own
-    _own = preparation
+def _begin_process(preparation: Preparation, buffers: Sequence[SharedBuffer]) -> None:
+    global _own, _own_buffers
+    _own, _own_buffers = preparation, buffers
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the caller, who ends this process
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads were not forked
@@ -217,6 +258,10 @@ def _end_with_caller() -> None:
     os._exit(1)
 
 
-def _prepare_parcel(questions: Sequence[Question], isolate: bool | None) -> Prepared:
+def _prepare_into(
+    buffer: int, questions: Sequence[Question], isolate: bool | None
+) -> tuple[Prepared, int, Contents | None]:
+    """A batch, prepared, without its inputs; in which buffer they are instead, and what is there."""
     prepared = _own.prepare(questions, isolate)
-    return prepared if prepared.inputs is None else replace(prepared, inputs=Parcel(prepared.inputs))
+    contents = None if prepared.inputs is None else _own_buffers[buffer].fill(prepared.inputs)
+    return replace(prepared, inputs=None), buffer, contents

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -17,8 +17,8 @@ from tiny import tiny_processor
 
 from video_panda.evaluation import preparing
 from video_panda.evaluation.benchmarks import open_benchmark
-from video_panda.evaluation.parcels import Parcel
 from video_panda.evaluation.preparing import Preparation, prepare_all
+from video_panda.evaluation.shared_buffer import SharedBuffer
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread prepares the batches")
 
@@ -175,21 +175,40 @@ def test_no_process_outlives_a_caller_that_is_killed(benchmark, tmp_path):
     ],
     ids=lambda tensors: "+".join(tensors) or "none",
 )
-def test_a_parcel_arrives(tensors):
-    with ProcessPoolExecutor(1, get_context("fork")) as executor:
-        received = executor.submit(Parcel, tensors).result(timeout=60)
+def test_tensors_arrive(tensors):
+    buffer, context = SharedBuffer(), get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    child = context.Process(target=lambda: theirs.send(buffer.fill(tensors)))
+    child.start()
+    assert ours.poll(60)
+    received = buffer.look(ours.recv())
+    child.join()
+    buffer.close()
     assert received.keys() == tensors.keys()
     assert all(torch.equal(received[name], value) for name, value in tensors.items())
     assert all(received[name].dtype == value.dtype for name, value in tensors.items())
 
 
-def test_parcels_need_no_space_in_dev_shm_and_no_open_file(preparation, benchmark):
+def test_a_buffer_is_filled_again_with_more_and_with_less():
+    ours, seen = SharedBuffer(), []
+    for size in (3, 100_000, 10, 200_000):
+        value = torch.full((size,), float(size))
+        seen.append(ours.look(ours.fill({"value": value}))["value"])
+        assert torch.equal(seen[-1], value)
+    assert seen[0][0] == seen[2][0] == 200_000, "it is the same memory"
+    ours.close()
+
+
+def test_inputs_need_no_space_in_dev_shm_and_leave_nothing(preparation, benchmark):
     files = len(os.listdir("/proc/self/fd"))
     before = Path("/proc/self/maps").read_text().count("/dev/shm/torch")
-    kept = list(prepare_all(preparation, batches_of(benchmark)))
-    maps = Path("/proc/self/maps").read_text()
-    assert maps.count("/memfd:video_panda") >= len(kept)
-    assert maps.count("/dev/shm/torch") == before
-    assert len(os.listdir("/proc/self/fd")) <= files + 1
-    del kept
+    batches = batches_of(benchmark)
+    num_buffers = 0
+    for _prepared in prepare_all(preparation, batches):
+        maps = Path("/proc/self/maps").read_text()
+        num_buffers = max(num_buffers, maps.count("/memfd:video_panda"))
+        assert maps.count("/dev/shm/torch") == before
+    assert 1 <= num_buffers < len(batches), "their memory is used again"
+    del _prepared
+    assert len(os.listdir("/proc/self/fd")) <= files
     assert "/memfd:video_panda" not in Path("/proc/self/maps").read_text()
