@@ -41,8 +41,9 @@ except ImportError:  # not a Unix system; there is no isolated mode there either
 
 _START_SECONDS = 120.0  # on a machine that is busy with other things
 _MAX_IDLE_WORKERS = 8
-# Smaller ones are copied, out of memory that is kept for the next: a process may have some 65,000 mappings.
-_MIN_MAPPED_BYTES = 2**20
+# Frames of up to so many bytes are copied out of memory that is kept for the next ones, each while the next is decoded. More are
+# left where they are, in memory of their own, whose pages are all new ones.
+_MAX_KEPT_BYTES = 2**26
 _MAX_BYTES_AT_ONCE = 2**30  # Linux moves no more than 2 GiB in one call
 # The worker imports this folder as a package of its own, without what `__init__` files would load: so it works for the
 # installed package as well as for the copies of these files that come with a checkpoint.
@@ -150,26 +151,44 @@ class _VideoPandaWorker:
     def _receive_frames(self, shape: tuple[int, int, int, int], indices: list[int]) -> np.ndarray:
         """Let the worker write the frames into memory of ours."""
         num_bytes = math.prod(shape)
-        if _CAN_MAP and num_bytes >= _MIN_MAPPED_BYTES:
-            with _shared_file() as output:
-                # Sealed: were the file cut off later, using the frames would end this process.
-                os.ftruncate(output.fileno(), num_bytes)
-                fcntl.fcntl(
-                    output.fileno(), fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-                )
-                self._backend = self._ask_for_frames(indices, num_bytes, output)
-                # Private memory, as any other: written to, it is copied; and unlike mmap's no file is kept open for it.
-                path = f"/proc/self/fd/{output.fileno()}"
-                return torch.from_file(path, shared=False, size=num_bytes, dtype=torch.uint8).numpy().reshape(shape)
+        if _CAN_MAP and num_bytes > _MAX_KEPT_BYTES:
+            return self._map_frames(shape, num_bytes, indices)
         self._output = self._output or _shared_file()
-        self._backend = self._ask_for_frames(indices, num_bytes, self._output)
         frames = np.empty(shape, dtype=np.uint8)
-        if _read_all(self._output, frames) != num_bytes:
+        missing = set(range(len(frames)))
+
+        def take(place) -> None:
+            # Each time it is told: where one way to decode gives up, another writes the frames again.
+            if (
+                type(place) is int
+                and place in range(len(frames))
+                and _read_all(self._output, frames[place], place * frames[0].nbytes)
+            ):
+                missing.discard(place)
+
+        self._backend = self._ask_for_frames(indices, num_bytes, self._output, take)
+        for place in sorted(missing):
+            take(place)
+        if missing:
             raise self._error("the worker gave fewer pixels than it said")
         return frames
 
-    def _ask_for_frames(self, indices: list[int], num_bytes: int, output) -> str:
-        answer = self._ask({"indices": indices, "num_bytes": num_bytes}, [output])
+    def _map_frames(self, shape: tuple[int, int, int, int], num_bytes: int, indices: list[int]) -> np.ndarray:
+        with _shared_file() as output:
+            # Sealed: were the file cut off later, using the frames would end this process.
+            os.ftruncate(output.fileno(), num_bytes)
+            seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+            fcntl.fcntl(output.fileno(), fcntl.F_ADD_SEALS, seals)
+            self._backend = self._ask_for_frames(indices, num_bytes, output)
+            # Private memory, as any other: written to, it is copied; and unlike mmap's no file is kept open for it.
+            path = f"/proc/self/fd/{output.fileno()}"
+            return torch.from_file(path, shared=False, size=num_bytes, dtype=torch.uint8).numpy().reshape(shape)
+
+    def _ask_for_frames(
+        self, indices: list[int], num_bytes: int, output, take: Callable[[object], None] = lambda place: None
+    ) -> str:
+        """Have frames written into a file; `take` hears of each at once, by its place, where the worker writes one by one."""
+        answer = self._ask({"indices": indices, "num_bytes": num_bytes}, [output], take)
         if answer.get("num_bytes") != num_bytes:
             raise self._error(f"the worker gave a wrong answer: {answer}")
         return str(answer.get("backend"))
@@ -194,8 +213,8 @@ class _VideoPandaWorker:
         """After a fork: it is no child of this process, which must not wait for it, nor warn that it runs."""
         self._process.returncode = 0
 
-    def _ask(self, message: dict, files: list) -> dict:
-        """Send a message and wait for the answer to it.
+    def _ask(self, message: dict, files: list, take: Callable[[object], None] = lambda place: None) -> dict:
+        """Send a message and wait for the answer to it; `take` is told before of each frame that was written.
 
         Raises:
             VideoPandaDecodeError: the answer is that the video cannot be read, or there is none.
@@ -204,7 +223,8 @@ class _VideoPandaWorker:
         try:
             self._channel.settimeout(max(0.001, self._deadline - time.monotonic()))
             send_message(self._channel, message, tuple(file.fileno() for file in files))
-            answer = self._listen(self._deadline)
+            while "written" in (answer := self._listen(self._deadline)):
+                take(answer["written"])
         except TimeoutError:
             raise self._error(f"decoding did not end within {self._limits.seconds:g} s") from None
         except (EOFError, OSError) as error:
@@ -375,12 +395,12 @@ def _write_all(file, content: bytes) -> None:
         position += os.pwrite(file.fileno(), view[position : position + _MAX_BYTES_AT_ONCE], position)
 
 
-def _read_all(file, frames: np.ndarray) -> int:
-    """Fill an array from a file; the number of bytes that there were. A file that was cut off cannot do more harm."""
-    view, position = memoryview(frames).cast("B"), 0
+def _read_all(file, frame: np.ndarray, begin: int) -> bool:
+    """Fill an array from a file; whether there was enough. A file that was cut off cannot do more harm."""
+    view, position = memoryview(frame).cast("B"), 0
     while position < len(view):
-        num_bytes = os.preadv(file.fileno(), [view[position : position + _MAX_BYTES_AT_ONCE]], position)
+        num_bytes = os.preadv(file.fileno(), [view[position : position + _MAX_BYTES_AT_ONCE]], begin + position)
         if not num_bytes:
-            break
+            return False
         position += num_bytes
-    return position
+    return True

@@ -131,9 +131,13 @@ def _answer(channel: socket.socket, request: dict, descriptors: list[int]) -> di
     try:
         _limit(limits, 0)
         source = VideoPandaSource(content, request["name"])
-        frames, _, backend = read_frames(source, choose, limits, lambda shape: _VideoPandaOutput(output[0], shape))
+        frames, _, backend = read_frames(
+            source, choose, limits, lambda shape: _VideoPandaOutput(channel, output[0], shape)
+        )
         if isinstance(frames, np.ndarray):
-            _write_all(output[0], memoryview(np.ascontiguousarray(frames)).cast("B"), 0)
+            written = _VideoPandaOutput(channel, output[0], frames.shape)
+            for place, frame in enumerate(frames):
+                written[place] = frame
         return {"backend": backend, "num_bytes": frames.nbytes}
     except VideoPandaAbandonedError:
         return None
@@ -164,16 +168,20 @@ def _limit(limits: VideoPandaDecodeLimits, num_output_bytes: int) -> None:
 
 
 class _VideoPandaOutput:
-    """Frames (T, H, W, 3) in a file: written one by one, they need no memory of this process, whose pages would be new ones."""
+    """Frames (T, H, W, 3) in a file: written one by one, they need no memory of this process, whose pages would be new ones.
 
-    def __init__(self, descriptor: int, shape: tuple[int, ...]):
-        self._descriptor, self.nbytes = descriptor, math.prod(shape)
+    The caller is told of each, and can take it while the next one is decoded.
+    """
+
+    def __init__(self, channel: socket.socket, descriptor: int, shape: tuple[int, ...]):
+        self._channel, self._descriptor, self.nbytes = channel, descriptor, math.prod(shape)
         self._frame_bytes = self.nbytes // shape[0]
 
     def __setitem__(self, place: int, frame: np.ndarray) -> None:
         content = memoryview(np.ascontiguousarray(frame)).cast("B")
         assert len(content) == self._frame_bytes
         _write_all(self._descriptor, content, place * self._frame_bytes)
+        send_message(self._channel, {"written": int(place)})
 
 
 def _write_all(descriptor: int, content: memoryview, position: int) -> None:
