@@ -26,6 +26,7 @@ NUM_FRAMES = 30
 # A worker that does what the name of the file says. It is found through sys.path, which a worker gets from its caller.
 MISBEHAVING = """
 import importlib, json, mmap, os, signal, sys, time
+import numpy
 
 def serve(descriptor):
     worker = importlib.import_module("video_panda_worker.isolated_worker_video_panda")
@@ -72,8 +73,21 @@ def serve(descriptor):
                 os.abort()
         if "short" in name:
             worker._write_all = lambda file, content, position: None
+        if "silent" in name:
+            worker.send_message = lambda channel, message: "written" in message or send_message(channel, message)
+        if "twice" in name:
+            made = make_array
+            def make_array(shape):
+                frames = made(shape)
+                for place in range(shape[0]):
+                    for odd in (-1, shape[0], 1e9, True, None, "0", [0]):
+                        send_message(frames._channel, {"written": odd})
+                    frames[place] = numpy.zeros(shape[1:], numpy.uint8)
+                time.sleep(0.1)  # they are taken meanwhile
+                return frames
         return original(opened, choose, limits, make_array)
 
+    send_message = worker.send_message
     worker.read_frames = read_frames
     worker.serve(descriptor)
 """
@@ -283,6 +297,18 @@ def test_what_ends_a_worker_is_an_error_of_the_clip(misbehaving, named, name, re
         decode_video(named(name), take(1), isolate=True, limits=limits)
     # The next clip is read as if nothing had happened.
     assert read_barcodes(decode_video(named("good.mp4"), take(2), isolate=True)[0]) == [2]
+
+
+def test_the_last_of_what_is_written_counts(misbehaving, named):
+    """As where one way to decode gives up in the middle, and another writes all frames again; of no other place."""
+    for _ in range(2):
+        assert read_barcodes(decode_video(named("twice.mp4"), take(4, 0, 9), isolate=True)[0]) == [4, 0, 9]
+
+
+def test_no_frame_of_an_earlier_clip_is_given(misbehaving, named):
+    decode_video(named("good.mp4"), take(1, 2), isolate=True)
+    with pytest.raises(VideoDecodeError, match=r"silent\.mp4: the worker gave fewer pixels"):
+        decode_video(named("silent.mp4"), take(1), isolate=True)
 
 
 @pytest.mark.parametrize("name", ["hang.mp4", "stop.mp4", pytest.param("deaf.mp4", marks=pytest.mark.slow)])
