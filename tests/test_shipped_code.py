@@ -80,7 +80,7 @@ LISTED_CALLS = {
     ("frame_reading_video_panda", "_get_batch"),
     ("frame_reading_video_panda", "_iterate_decord"),
     ("isolated_video_panda", "_VideoPandaWorker.__init__"),
-    ("isolated_video_panda", "_VideoPandaWorker._receive_frames"),
+    ("isolated_video_panda", "_VideoPandaWorker._map_frames"),
     ("isolated_video_panda", "_shared_file"),
     ("isolated_worker_video_panda", "serve"),
     ("isolated_worker_video_panda", "_limit"),
