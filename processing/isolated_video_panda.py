@@ -155,23 +155,14 @@ class _VideoPandaWorker:
             return self._map_frames(shape, num_bytes, indices)
         self._output = self._output or _shared_file()
         frames = np.empty(shape, dtype=np.uint8)
-        missing = set(range(len(frames)))
-
-        def take(place) -> None:
-            # Each time it is told: where one way to decode gives up, another writes the frames again.
-            if (
-                type(place) is int
-                and place in range(len(frames))
-                and _read_all(self._output, frames[place], place * frames[0].nbytes)
-            ):
-                missing.discard(place)
-
-        self._backend = self._ask_for_frames(indices, num_bytes, self._output, take)
-        if missing:  # what lies in their place may be of another video
-            raise self._error("the worker gave fewer pixels than it said")
+        frame_bytes = num_bytes // len(indices)
+        self._backend = self._ask_for_frames(
+            indices, num_bytes, self._output, lambda place: _read_all(self._output, frames[place], place * frame_bytes)
+        )
         return frames
 
     def _map_frames(self, shape: tuple[int, int, int, int], num_bytes: int, indices: list[int]) -> np.ndarray:
+        """Let it write them into memory of their own, which is then theirs."""
         with _shared_file() as output:
             # Sealed: were the file cut off later, using the frames would end this process.
             os.ftruncate(output.fileno(), num_bytes)
@@ -183,10 +174,19 @@ class _VideoPandaWorker:
             return torch.from_file(path, shared=False, size=num_bytes, dtype=torch.uint8).numpy().reshape(shape)
 
     def _ask_for_frames(
-        self, indices: list[int], num_bytes: int, output, take: Callable[[object], None] = lambda place: None
+        self, indices: list[int], num_bytes: int, output, take: Callable[[int], bool] = lambda place: True
     ) -> str:
-        """Have frames written into a file; `take` hears of each at once, by its place, where the worker writes one by one."""
-        answer = self._ask({"indices": indices, "num_bytes": num_bytes}, [output], take)
+        """Have frames written into a file; `take` is told the place of each at once, and says whether it is there."""
+        missing = set(range(len(indices)))
+
+        def hear(place) -> None:
+            # Each time: where one way to decode gives up, another writes the frames again.
+            if type(place) is int and place in range(len(indices)) and take(place):
+                missing.discard(place)
+
+        answer = self._ask({"indices": indices, "num_bytes": num_bytes}, [output], hear)
+        if missing:  # what lies in their place is of another video, or nothing
+            raise self._error("the worker gave fewer pixels than it said")
         if answer.get("num_bytes") != num_bytes:
             raise self._error(f"the worker gave a wrong answer: {answer}")
         return str(answer.get("backend"))
@@ -211,8 +211,8 @@ class _VideoPandaWorker:
         """After a fork: it is no child of this process, which must not wait for it, nor warn that it runs."""
         self._process.returncode = 0
 
-    def _ask(self, message: dict, files: list, take: Callable[[object], None] = lambda place: None) -> dict:
-        """Send a message and wait for the answer to it; `take` is told before of each frame that was written.
+    def _ask(self, message: dict, files: list, hear: Callable[[object], None] = lambda place: None) -> dict:
+        """Send a message and wait for the answer to it; `hear` is told before of each frame that was written.
 
         Raises:
             VideoPandaDecodeError: the answer is that the video cannot be read, or there is none.
@@ -222,7 +222,7 @@ class _VideoPandaWorker:
             self._channel.settimeout(max(0.001, self._deadline - time.monotonic()))
             send_message(self._channel, message, tuple(file.fileno() for file in files))
             while "written" in (answer := self._listen(self._deadline)):
-                take(answer["written"])
+                hear(answer["written"])
         except TimeoutError:
             raise self._error(f"decoding did not end within {self._limits.seconds:g} s") from None
         except (EOFError, OSError) as error:

@@ -249,6 +249,20 @@ def test_the_copies_beside_a_checkpoint_isolate_as_well(clip, tmp_path, monkeypa
     assert str(installed[0]) not in command
 
 
+@pytest.mark.skipif(not isolated._CAN_MAP, reason="needs memory without a name")
+def test_many_frames_are_left_where_they_are(clip, monkeypatch):
+    monkeypatch.setattr(isolated, "_MAX_KEPT_BYTES", 0)
+    files = len(os.listdir("/proc/self/fd"))
+    expected, _ = decode_video(clip, take(9, 0, 9, 3), isolate=False)
+    frames, _ = decode_video(clip, take(9, 0, 9, 3), isolate=True)
+    later, _ = decode_video(clip, take(5, 6, 7, 8), isolate=True)
+    assert "/memfd:video-panda" in Path("/proc/self/maps").read_text()
+    assert torch.equal(frames, expected)
+    frames.zero_()
+    assert read_barcodes(later) == [5, 6, 7, 8]
+    assert len(os.listdir("/proc/self/fd")) <= files + 1  # the worker's channel
+
+
 def num_page_faults(pid: int) -> int:
     """Pages that the system had to give to a process so far."""
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[7])
@@ -305,7 +319,10 @@ def test_the_last_of_what_is_written_counts(misbehaving, named):
         assert read_barcodes(decode_video(named("twice.mp4"), take(4, 0, 9), isolate=True)[0]) == [4, 0, 9]
 
 
-def test_no_frame_of_an_earlier_clip_is_given(misbehaving, named):
+# By default frames of this size are copied; none are with 0.
+@pytest.mark.parametrize("kept_bytes", [isolated._MAX_KEPT_BYTES, 0])
+def test_no_frame_is_given_that_was_not_written(misbehaving, named, monkeypatch, kept_bytes):
+    monkeypatch.setattr(isolated, "_MAX_KEPT_BYTES", kept_bytes)
     decode_video(named("good.mp4"), take(1, 2), isolate=True)
     with pytest.raises(VideoDecodeError, match=r"silent\.mp4: the worker gave fewer pixels"):
         decode_video(named("silent.mp4"), take(1), isolate=True)
