@@ -28,23 +28,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from .decode_limits_video_panda import VideoPandaDecodeError, VideoPandaDecodeLimits
 from .frame_reading_video_panda import VideoPandaDescription, VideoPandaSource
-from .isolated_worker_video_panda import receive_message, send_message
-
-try:
-    import fcntl
-except ImportError:  # not a Unix system; there is no isolated mode there either
-    fcntl = None
+from .isolated_memory_video_panda import VideoPandaFrameMemory, open_memory
+from .isolated_worker_video_panda import receive_message, send_message, write_all
 
 _START_SECONDS = 120.0  # on a machine that is busy with other things
 _MAX_IDLE_WORKERS = 8
-# Frames of up to so many bytes are copied out of memory that is kept for the next ones, each while the next is decoded. More are
-# left where they are, in memory of their own, whose pages are all new ones.
-_MAX_KEPT_BYTES = 2**26
-_MAX_BYTES_AT_ONCE = 2**30  # Linux moves no more than 2 GiB in one call
+_TOO_FEW = "the worker gave fewer pixels than it said"
 # The worker imports this folder as a package of its own, without what `__init__` files would load: so it works for the
 # installed package as well as for the copies of these files that come with a checkpoint.
 _START = (
@@ -52,7 +44,6 @@ _START = (
     "package = types.ModuleType('video_panda_worker'); package.__path__ = [folder]; sys.modules[package.__name__] = package; "
     "importlib.import_module('video_panda_worker.isolated_worker_video_panda').serve(int(descriptor))"
 )
-_CAN_MAP = hasattr(os, "memfd_create") and hasattr(fcntl, "F_ADD_SEALS")
 # What glibc's allocator keeps for the next frame. By itself it gives back what a frame took, and new pages cost a tenth of the time.
 _ALLOCATION = {"MALLOC_MMAP_THRESHOLD_": str(2**27), "MALLOC_TRIM_THRESHOLD_": str(2**27)}
 # All else that a worker sees of the environment: no tokens, no proxies.
@@ -94,13 +85,16 @@ def read_isolated(
 class _VideoPandaWorker:
     """One worker process.
 
+    Args:
+        memory: where it may write frames.
+
     Attributes:
         is_idle: whether it is alive and waits for a request.
     """
 
-    def __init__(self):
+    def __init__(self, memory: VideoPandaFrameMemory):
         self.is_idle = False
-        self._output = None  # memory for the frames, used again: fresh pages cost more than copying
+        self._memory = memory
         self._channel, other_end = socket.socketpair()
         folder = str(Path(__file__).resolve().parent)
         path = json.dumps([os.path.abspath(entry) for entry in sys.path])
@@ -151,45 +145,21 @@ class _VideoPandaWorker:
     def _receive_frames(self, shape: tuple[int, int, int, int], indices: list[int]) -> np.ndarray:
         """Let the worker write the frames into memory of ours."""
         num_bytes = math.prod(shape)
-        if _CAN_MAP and num_bytes > _MAX_KEPT_BYTES:
-            return self._map_frames(shape, num_bytes, indices)
-        self._output = self._output or _shared_file()
-        frames = np.empty(shape, dtype=np.uint8)
-        frame_bytes = num_bytes // len(indices)
-        self._backend = self._ask_for_frames(
-            indices, num_bytes, self._output, lambda place: _read_all(self._output, frames[place], place * frame_bytes)
-        )
+        output = self._memory.take_file(num_bytes)
+        try:
+            answer = self._ask({"indices": indices, "num_bytes": num_bytes}, [output])
+            if answer.get("num_bytes") != num_bytes:
+                raise self._error(f"the worker gave a wrong answer: {answer}")
+            if answer.get("written") != list(range(len(indices))):
+                raise self._error(_TOO_FEW)  # what lies in the other places is of an earlier video, or nothing
+        except BaseException:
+            output.close()
+            raise
+        frames = self._memory.frames_in(output, shape)
+        if frames is None:
+            raise self._error(_TOO_FEW)
+        self._backend = str(answer.get("backend"))
         return frames
-
-    def _map_frames(self, shape: tuple[int, int, int, int], num_bytes: int, indices: list[int]) -> np.ndarray:
-        """Let it write them into memory of their own, which is then theirs."""
-        with _shared_file() as output:
-            # Sealed: were the file cut off later, using the frames would end this process.
-            os.ftruncate(output.fileno(), num_bytes)
-            seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-            fcntl.fcntl(output.fileno(), fcntl.F_ADD_SEALS, seals)
-            self._backend = self._ask_for_frames(indices, num_bytes, output)
-            # Private memory, as any other: written to, it is copied; and unlike mmap's no file is kept open for it.
-            path = f"/proc/self/fd/{output.fileno()}"
-            return torch.from_file(path, shared=False, size=num_bytes, dtype=torch.uint8).numpy().reshape(shape)
-
-    def _ask_for_frames(
-        self, indices: list[int], num_bytes: int, output, take: Callable[[int], bool] = lambda place: True
-    ) -> str:
-        """Have frames written into a file; `take` is told the place of each at once, and says whether it is there."""
-        missing = set(range(len(indices)))
-
-        def hear(place) -> None:
-            # Each time: where one way to decode gives up, another writes the frames again.
-            if type(place) is int and place in range(len(indices)) and take(place):
-                missing.discard(place)
-
-        answer = self._ask({"indices": indices, "num_bytes": num_bytes}, [output], hear)
-        if missing:  # what lies in their place is of another video, or nothing
-            raise self._error("the worker gave fewer pixels than it said")
-        if answer.get("num_bytes") != num_bytes:
-            raise self._error(f"the worker gave a wrong answer: {answer}")
-        return str(answer.get("backend"))
 
     def end(self) -> None:
         """Kill it, whatever it is doing."""
@@ -203,16 +173,13 @@ class _VideoPandaWorker:
         """Close what this process has of it. In a forked process the worker goes on, for the process that started it."""
         self.is_idle = False
         self._channel.close()
-        if self._output is not None:
-            self._output.close()
-            self._output = None
 
     def forget_process(self) -> None:
         """After a fork: it is no child of this process, which must not wait for it, nor warn that it runs."""
         self._process.returncode = 0
 
-    def _ask(self, message: dict, files: list, hear: Callable[[object], None] = lambda place: None) -> dict:
-        """Send a message and wait for the answer to it; `hear` is told before of each frame that was written.
+    def _ask(self, message: dict, files: list) -> dict:
+        """Send a message and wait for the answer to it.
 
         Raises:
             VideoPandaDecodeError: the answer is that the video cannot be read, or there is none.
@@ -221,8 +188,7 @@ class _VideoPandaWorker:
         try:
             self._channel.settimeout(max(0.001, self._deadline - time.monotonic()))
             send_message(self._channel, message, tuple(file.fileno() for file in files))
-            while "written" in (answer := self._listen(self._deadline)):
-                hear(answer["written"])
+            answer = self._listen(self._deadline)
         except TimeoutError:
             raise self._error(f"decoding did not end within {self._limits.seconds:g} s") from None
         except (EOFError, OSError) as error:
@@ -286,6 +252,7 @@ class _VideoPandaWorkers:
         self._lock = threading.Lock()
         self._idle: list[_VideoPandaWorker] = []
         self._all: set[_VideoPandaWorker] = set()
+        self.memory = VideoPandaFrameMemory()
 
     def borrow(self) -> _VideoPandaWorker:
         """A worker for this thread alone: an idle one, or a new one."""
@@ -296,7 +263,7 @@ class _VideoPandaWorkers:
                     return worker
                 self._all.discard(worker)
                 worker.end()
-        worker = _VideoPandaWorker()
+        worker = _VideoPandaWorker(self.memory)
         with self._lock:
             self._all.add(worker)
         return worker
@@ -322,12 +289,14 @@ class _VideoPandaWorkers:
             self._all.clear()
         for worker in idle:
             worker.end()
+        self.memory.forget()
 
     def forget_all(self) -> None:
         """After a fork, in the new process: these are the workers of another one."""
         for worker in self._all:
             worker.forget_process()
             worker.forget()
+        self.memory.forget()
 
 
 _workers: _VideoPandaWorkers | None = None
@@ -347,11 +316,21 @@ def _pool() -> _VideoPandaWorkers:
 @functools.cache
 def _watch_forks_and_exit() -> None:
     """Once, and not at import: most programs never use a worker."""
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_forked_process)
     atexit.register(end_workers)
 
 
+def _before_fork() -> None:
+    if _workers is not None:
+        _workers.memory.begin_fork()
+
+
 def _after_fork() -> None:
+    if _workers is not None:
+        _workers.memory.end_fork()
+
+
+def _in_forked_process() -> None:
     """In a process that was forked from this one: locks may be held by threads that do not exist here."""
     global _workers, _making_pool
     if _workers is not None:
@@ -371,34 +350,10 @@ def _as_open_file(content: str | bytes) -> Iterator[tuple[str | None, list]]:
     if isinstance(content, str):
         yield content, []
     elif hasattr(os, "memfd_create"):
-        with _shared_file() as file:
-            _write_all(file, content)
+        with open_memory() as file:
+            write_all(file.fileno(), memoryview(content))
             yield None, [file]
     else:
         with tempfile.NamedTemporaryFile() as file:
-            _write_all(file, content)
+            write_all(file.fileno(), memoryview(content))
             yield file.name, []
-
-
-def _shared_file():
-    """A file without a name, in memory where the system can; not in /dev/shm, which is small in containers."""
-    if hasattr(os, "memfd_create"):
-        return os.fdopen(os.memfd_create("video-panda", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "r+b", buffering=0)
-    return tempfile.TemporaryFile(buffering=0)
-
-
-def _write_all(file, content: bytes) -> None:
-    view, position = memoryview(content), 0
-    while position < len(view):
-        position += os.pwrite(file.fileno(), view[position : position + _MAX_BYTES_AT_ONCE], position)
-
-
-def _read_all(file, frame: np.ndarray, begin: int) -> bool:
-    """Fill an array from a file; whether there was enough. A file that was cut off cannot do more harm."""
-    view, position = memoryview(frame).cast("B"), 0
-    while position < len(view):
-        num_bytes = os.preadv(file.fileno(), [view[position : position + _MAX_BYTES_AT_ONCE]], begin + position)
-        if not num_bytes:
-            return False
-        position += num_bytes
-    return True

@@ -14,7 +14,6 @@ import signal
 import socket
 import struct
 import threading
-from dataclasses import asdict
 
 import numpy as np
 
@@ -120,7 +119,7 @@ def _answer(channel: socket.socket, request: dict, descriptors: list[int]) -> di
 
     def choose(description: VideoPandaDescription) -> list[int]:
         signal.alarm(0)
-        send_message(channel, {"metadata": asdict(description)})
+        send_message(channel, {"metadata": vars(description)})  # unlike asdict, copies no list of times
         reply, files = receive_message(channel)
         output.extend(files)
         if reply["indices"] is None:
@@ -131,14 +130,13 @@ def _answer(channel: socket.socket, request: dict, descriptors: list[int]) -> di
     try:
         _limit(limits, 0)
         source = VideoPandaSource(content, request["name"])
-        frames, _, backend = read_frames(
-            source, choose, limits, lambda shape: _VideoPandaOutput(channel, output[0], shape)
-        )
+        frames, _, backend = read_frames(source, choose, limits, lambda shape: _VideoPandaOutput(output[0], shape))
         if isinstance(frames, np.ndarray):
-            written = _VideoPandaOutput(channel, output[0], frames.shape)
+            written = _VideoPandaOutput(output[0], frames.shape)
             for place, frame in enumerate(frames):
                 written[place] = frame
-        return {"backend": backend, "num_bytes": frames.nbytes}
+            frames = written
+        return {"backend": backend, "num_bytes": frames.nbytes, "written": sorted(frames.written)}
     except VideoPandaAbandonedError:
         return None
     except VideoPandaDecodeError as error:
@@ -170,21 +168,25 @@ def _limit(limits: VideoPandaDecodeLimits, num_output_bytes: int) -> None:
 class _VideoPandaOutput:
     """Frames (T, H, W, 3) in a file: written one by one, they need no memory of this process, whose pages would be new ones.
 
-    The caller is told of each, and can take it while the next one is decoded.
+    Attributes:
+        nbytes: of all frames.
+        written: the places of those that were.
     """
 
-    def __init__(self, channel: socket.socket, descriptor: int, shape: tuple[int, ...]):
-        self._channel, self._descriptor, self.nbytes = channel, descriptor, math.prod(shape)
+    def __init__(self, descriptor: int, shape: tuple[int, ...]):
+        self._descriptor, self.nbytes = descriptor, math.prod(shape)
         self._frame_bytes = self.nbytes // shape[0]
+        self.written: set[int] = set()
 
     def __setitem__(self, place: int, frame: np.ndarray) -> None:
         content = memoryview(np.ascontiguousarray(frame)).cast("B")
         assert len(content) == self._frame_bytes
-        _write_all(self._descriptor, content, place * self._frame_bytes)
-        send_message(self._channel, {"written": int(place)})
+        write_all(self._descriptor, content, place * self._frame_bytes)
+        self.written.add(int(place))
 
 
-def _write_all(descriptor: int, content: memoryview, position: int) -> None:
+def write_all(descriptor: int, content: memoryview, position: int = 0) -> None:
+    """Write bytes to a place in a file, however many; Linux moves no more than 2 GiB in one call."""
     end = position + len(content)
     while position < end:
         position += os.pwrite(descriptor, content[position - end :][: 2**30], position)

@@ -32,7 +32,7 @@ LISTED_MODULES = {
     "http": {"sources_video_panda"},
     "ssl": set(),
     "subprocess": {"isolated_video_panda"},
-    "tempfile": {"isolated_video_panda"},
+    "tempfile": {"isolated_video_panda", "isolated_memory_video_panda"},
     "importlib": set(),
 }
 # What opens files, connections or processes: the names as they are called, and the functions that may call them.
@@ -80,8 +80,8 @@ LISTED_CALLS = {
     ("frame_reading_video_panda", "_get_batch"),
     ("frame_reading_video_panda", "_iterate_decord"),
     ("isolated_video_panda", "_VideoPandaWorker.__init__"),
-    ("isolated_video_panda", "_VideoPandaWorker._map_frames"),
-    ("isolated_video_panda", "_shared_file"),
+    ("isolated_memory_video_panda", "VideoPandaFrameMemory.frames_in"),
+    ("isolated_memory_video_panda", "open_memory"),
     ("isolated_worker_video_panda", "serve"),
     ("isolated_worker_video_panda", "_limit"),
 }

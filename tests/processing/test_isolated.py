@@ -17,11 +17,13 @@ from clips import read_barcodes, set_rotation, write_clip
 from hostile_files import announce_samples, base_clip
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
+from video_panda.processing import isolated_memory_video_panda as isolated_memory
 from video_panda.processing import isolated_video_panda as isolated
 from video_panda.processing.decode_limits_video_panda import VideoPandaDecodeLimits, read_mp4_tracks
 from video_panda.processing.video_decoding_video_panda import VideoDecodeError, decode_video
 
 NUM_FRAMES = 30
+needs_mapping = pytest.mark.skipif(not isolated_memory.CAN_MAP, reason="needs memory without a name")
 
 # A worker that does what the name of the file says. It is found through sys.path, which a worker gets from its caller.
 MISBEHAVING = """
@@ -72,22 +74,25 @@ def serve(descriptor):
                 chosen(metadata)
                 os.abort()
         if "short" in name:
-            worker._write_all = lambda file, content, position: None
-        if "silent" in name:
-            worker.send_message = lambda channel, message: "written" in message or send_message(channel, message)
+            worker._VideoPandaOutput.__setitem__ = lambda frames, place, frame: None
+        if "boast" in name:
+            worker._VideoPandaOutput.written = property(lambda frames: [0, 1, 2], lambda frames, value: None)
+            worker._VideoPandaOutput.__setitem__ = lambda frames, place, frame: None
+        if "cutting" in name:
+            written = worker._VideoPandaOutput.__setitem__
+            def write_and_cut(frames, place, frame):
+                written(frames, place, frame)
+                os.ftruncate(frames._descriptor, 0)
+            worker._VideoPandaOutput.__setitem__ = write_and_cut
         if "twice" in name:
             made = make_array
             def make_array(shape):
                 frames = made(shape)
                 for place in range(shape[0]):
-                    for odd in (-1, shape[0], 1e9, True, None, "0", [0]):
-                        send_message(frames._channel, {"written": odd})
                     frames[place] = numpy.zeros(shape[1:], numpy.uint8)
-                time.sleep(0.1)  # they are taken meanwhile
                 return frames
         return original(opened, choose, limits, make_array)
 
-    send_message = worker.send_message
     worker.read_frames = read_frames
     worker.serve(descriptor)
 """
@@ -105,6 +110,14 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def clip(folder):
     return write_clip(folder / "clip.mp4", NUM_FRAMES, width=160, height=96)
+
+
+@pytest.fixture(scope="module")
+def large(folder):
+    """A clip of which two frames are large enough to be lent."""
+    clip = write_clip(folder / "large.mp4", NUM_FRAMES, width=640, height=360)
+    assert isolated_memory._MIN_LENT_BYTES < 2 * 640 * 360 * 3
+    return clip
 
 
 @pytest.fixture
@@ -249,18 +262,44 @@ def test_the_copies_beside_a_checkpoint_isolate_as_well(clip, tmp_path, monkeypa
     assert str(installed[0]) not in command
 
 
-@pytest.mark.skipif(not isolated._CAN_MAP, reason="needs memory without a name")
-def test_many_frames_are_left_where_they_are(clip, monkeypatch):
-    monkeypatch.setattr(isolated, "_MAX_KEPT_BYTES", 0)
-    files = len(os.listdir("/proc/self/fd"))
-    expected, _ = decode_video(clip, take(9, 0, 9, 3), isolate=False)
-    frames, _ = decode_video(clip, take(9, 0, 9, 3), isolate=True)
-    later, _ = decode_video(clip, take(5, 6, 7, 8), isolate=True)
+@needs_mapping
+def test_frames_are_used_where_they_were_written(large):
+    """And their memory again for the next, but not before they are gone."""
+    expected, _ = decode_video(large, take(9, 0, 9, 3), isolate=False)
+    frames, _ = decode_video(large, take(9, 0, 9, 3), isolate=True)
+    (file,) = isolated._workers.memory._lent
     assert "/memfd:video-panda" in Path("/proc/self/maps").read_text()
+    later, _ = decode_video(large, take(5, 6, 7, 8), isolate=True)
     assert torch.equal(frames, expected)
     frames.zero_()
     assert read_barcodes(later) == [5, 6, 7, 8]
-    assert len(os.listdir("/proc/self/fd")) <= files + 1  # the worker's channel
+    del frames
+    assert isolated._workers.memory._free[-1] is file
+    again, _ = decode_video(large, take(1, 2), isolate=True)
+    assert file in isolated._workers.memory._lent
+    assert read_barcodes(again) == [1, 2]
+    isolated.end_workers()
+    assert read_barcodes(later) == [5, 6, 7, 8]
+
+
+@needs_mapping
+def test_frames_that_a_forked_process_has_as_well_stay_as_they_are(large):
+    frames, _ = decode_video(large, take(4, 5, 6), isolate=True)
+    (reading, writing), (waiting, ready) = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            os.read(waiting, 1)
+            os.write(writing, repr(read_barcodes(frames)).encode())
+        os._exit(0)
+    os.close(writing)
+    del frames
+    assert read_barcodes(decode_video(large, take(20, 21, 22), isolate=True)[0]) == [20, 21, 22]
+    os.write(ready, b".")
+    assert os.waitpid(child, 0)[1] == 0
+    assert os.read(reading, 1000) == b"[4, 5, 6]"
+    for end in (reading, waiting, ready):
+        os.close(end)
 
 
 def num_page_faults(pid: int) -> int:
@@ -314,18 +353,26 @@ def test_what_ends_a_worker_is_an_error_of_the_clip(misbehaving, named, name, re
 
 
 def test_the_last_of_what_is_written_counts(misbehaving, named):
-    """As where one way to decode gives up in the middle, and another writes all frames again; of no other place."""
+    """As where one way to decode gives up in the middle, and another writes all frames again."""
     for _ in range(2):
         assert read_barcodes(decode_video(named("twice.mp4"), take(4, 0, 9), isolate=True)[0]) == [4, 0, 9]
 
 
-# By default frames of this size are copied; none are with 0.
-@pytest.mark.parametrize("kept_bytes", [isolated._MAX_KEPT_BYTES, 0])
-def test_no_frame_is_given_that_was_not_written(misbehaving, named, monkeypatch, kept_bytes):
-    monkeypatch.setattr(isolated, "_MAX_KEPT_BYTES", kept_bytes)
+@pytest.mark.parametrize("least_lent", [isolated_memory._MIN_LENT_BYTES, 0], ids=["copied", "lent"])
+def test_a_worker_cannot_cut_off_what_it_is_given(misbehaving, named, monkeypatch, least_lent):
+    """Frames in memory that is cut off would end this process when they are used."""
+    monkeypatch.setattr(isolated_memory, "_MIN_LENT_BYTES", least_lent)
+    with pytest.raises(VideoDecodeError, match=r"cutting\.mp4: .*ended the worker process"):
+        decode_video(named("cutting.mp4"), take(1), isolate=True)
+
+
+@pytest.mark.parametrize("least_lent", [isolated_memory._MIN_LENT_BYTES, 0], ids=["copied", "lent"])
+def test_no_frame_is_given_that_was_not_written(misbehaving, named, monkeypatch, least_lent):
+    monkeypatch.setattr(isolated_memory, "_MIN_LENT_BYTES", least_lent)
     decode_video(named("good.mp4"), take(1, 2), isolate=True)
-    with pytest.raises(VideoDecodeError, match=r"silent\.mp4: the worker gave fewer pixels"):
-        decode_video(named("silent.mp4"), take(1), isolate=True)
+    for name in ("short.mp4", "boast.mp4"):
+        with pytest.raises(VideoDecodeError, match=rf"{name}: the worker gave fewer pixels"):
+            decode_video(named(name), take(1), isolate=True)
 
 
 @pytest.mark.parametrize("name", ["hang.mp4", "stop.mp4", pytest.param("deaf.mp4", marks=pytest.mark.slow)])
@@ -380,7 +427,7 @@ def test_a_worker_ends_with_the_process_that_started_it(misbehaving_module, name
         "sys.path.insert(0, sys.argv[2])\n"
         "good = 'video_panda_worker.isolated_worker_video_panda'\n"
         "isolated._START = isolated._START.replace(good, 'misbehaving_worker')\n"
-        "worker = isolated._VideoPandaWorker()\n"
+        "worker = isolated._VideoPandaWorker(isolated.VideoPandaFrameMemory())\n"
         "print(worker._process.pid, flush=True)\n"
         "worker.read(isolated.VideoPandaSource(sys.argv[3], 'name'), lambda metadata: [0], limits)\n"
         "print('done', flush=True)\n"

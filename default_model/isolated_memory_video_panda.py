@@ -1,0 +1,1 @@
+../processing/isolated_memory_video_panda.py
