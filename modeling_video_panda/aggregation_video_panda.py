@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .attention_video_panda import attend, attend_folded, can_be_folded
+from .attention_video_panda import attend, attend_folded, can_be_folded, in_enough_rows
 from .configuration_video_panda import VideoPandaVisionConfig
 from .local_encoding_video_panda import VideoPandaZeroLinear
 
@@ -44,14 +44,17 @@ class VideoPandaGSTRA(GradientCheckpointingLayer):
     def forward(self, context_MND: torch.Tensor) -> torch.Tensor:
         """(M, N, D), all positions of a chunk, background included -> (M, D)."""
         context_MND = self.norm_context(context_MND)
-        query_1D = self.q_proj(self.norm_query(self.query))[None]
+        query_D = self.q_proj(self.norm_query(self.query))
         layers = self.k_proj, self.v_proj
         if self.is_folded and can_be_folded(*layers):
-            attended_MD = attend_folded(query_1D, context_MND, *layers, self.num_heads, self.scale)
+            attended_MD = attend_folded(query_D, context_MND, *layers, self.num_heads, self.scale)
         else:
-            query_M1D = query_1D.expand(len(context_MND), 1, -1)
+            query_M1D = query_D.expand(len(context_MND), 1, -1)
             key_MND, value_MND = (layer(context_MND) for layer in layers)
             attended_MD = attend(query_M1D, key_MND, value_MND, self.num_heads, self.scale).squeeze(1)
+        return in_enough_rows(self._update, attended_MD, context_MND.shape[-1])
+
+    def _update(self, attended_MD: torch.Tensor) -> torch.Tensor:
         state_MD = self.query + self.out_proj(attended_MD)
         hidden_MD = self.fc1(self.norm_mlp(state_MD))
         hidden_MD = self.dropout(hidden_MD * torch.sigmoid(1.702 * hidden_MD))  # QuickGELU
@@ -78,14 +81,15 @@ class VideoPandaPooling(GradientCheckpointingLayer):
     def forward(self, query: torch.Tensor, context_MND: torch.Tensor) -> torch.Tensor:
         """Queries (M, Q, D), or one for all contexts (D), over (M, N, D) positions -> (M, Q, D); Q is 1 for (D)."""
         context_MND = self.norm_context(context_MND)
-        q_XQD = self.q_proj(self.norm_query(query))
         if query.ndim == 1:
-            q_XQD = q_XQD[None, None]
-        layers = self.k_proj, self.v_proj
-        if self.is_folded and q_XQD.shape[1] == 1 and can_be_folded(*layers):
-            attended_MD = attend_folded(q_XQD.squeeze(1), context_MND, *layers, self.num_heads, self.scale)
-            return query + self.out_proj(attended_MD).unsqueeze(1)
-        q_MQD = q_XQD.expand(len(context_MND), -1, -1)
+            q = self.q_proj(self.norm_query(query))
+        else:
+            q = in_enough_rows(self.q_proj, self.norm_query(query).flatten(0, 1), query.shape[-1])
+        layers, has_one = (self.k_proj, self.v_proj), query.ndim == 1 or query.shape[1] == 1
+        if self.is_folded and has_one and can_be_folded(*layers):
+            attended_MD = attend_folded(q, context_MND, *layers, self.num_heads, self.scale)
+            return query + in_enough_rows(self.out_proj, attended_MD, query.shape[-1]).unsqueeze(1)
+        q_MQD = q.expand(len(context_MND), 1, -1) if query.ndim == 1 else q.view_as(query)
         key_MND, value_MND = (layer(context_MND) for layer in layers)
         return query + self.out_proj(attend(q_MQD, key_MND, value_MND, self.num_heads, self.scale))
 
@@ -149,7 +153,8 @@ class VideoPandaFusion(nn.Module):
         """V and S, both (M, K, D) -> (M, K, D)."""
         if self.balance is not None:
             chunk_context_MKD = torch.lerp(chunk_context_MKD, frame_context_MKD, torch.sigmoid(self.balance))
-        return self.linear(self.dropout(self.norm(chunk_context_MKD)))
+        normed_MKD = self.dropout(self.norm(chunk_context_MKD))
+        return in_enough_rows(self.linear, normed_MKD.flatten(0, 1), normed_MKD.shape[-1]).view_as(normed_MKD)
 
 
 def crop_to_grid(canvas: torch.Tensor, grid: tuple[int, int], window: int) -> torch.Tensor:

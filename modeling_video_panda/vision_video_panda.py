@@ -12,6 +12,7 @@ from transformers.activations import ACT2FN, GELUActivation
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import can_return_tuple
 
+from .attention_video_panda import in_enough_rows
 from .configuration_video_panda import VideoPandaConfig
 from .stab_video_panda import VideoPandaFrames
 
@@ -236,7 +237,8 @@ class VideoPandaVisionMixin:
         parts = [part for own in frames for part in (own.tokens_MKhwD.flatten(0, 3), own.context_MKD.flatten(0, 1))]
         if frames[0].row_D is not None:
             parts.append(frames[0].row_D[None])
-        projected = self.projector(torch.cat(parts)).split([len(part) for part in parts])
+        width = frames[0].context_MKD.shape[-1]
+        projected = in_enough_rows(self.projector, torch.cat(parts), width).split([len(part) for part in parts])
         row_H = None if frames[0].row_D is None else projected[-1].squeeze(0)
         return [
             VideoPandaFrames(
