@@ -14,6 +14,7 @@ from model_inputs import GENERATE, canvases, mixed_inputs, relative_error
 from tiny import tiny_config, tiny_model, tiny_processor
 
 from video_panda import VideoPandaForConditionalGeneration, VideoPandaProcessor, cli
+from video_panda.modeling_video_panda import attention_video_panda
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "numerics.md"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -86,7 +87,7 @@ def test_a_prompt_in_any_of_many_batches_is_what_it_is_alone(prompts):
 @pytest.mark.parametrize("grid", [[8, 2, 3], [6, 3, 1], [1, 2, 3]])
 @pytest.mark.parametrize("plain", [False, True])
 def test_the_same_video_twice(grid, plain):
-    """Folded or plain: products with more rows may sum in another order, so only one chunk at a time is exact."""
+    """Folded or plain: products with more rows may sum in another order, so only one chunk at a time is exact anywhere."""
     model = copy.deepcopy(shared_model())
     model.model.stab.use_plain_form(plain)
     pixels, grids = canvases(1, grid[0]), torch.tensor([grid])
@@ -97,6 +98,30 @@ def test_the_same_video_twice(grid, plain):
             assert all(largest_error(own, alone) <= limit for own in twice)
             if limit == 0.0:
                 assert all(torch.equal(own, alone) for own in twice)
+
+
+@pytest.mark.parametrize("grid", [[8, 2, 3], [6, 3, 1], [1, 2, 3], [1, 1, 1], [9, 1, 1]])
+def test_no_product_has_so_few_rows_that_their_number_matters(grid, monkeypatch):
+    """In inference on a CPU: those of a few contexts are given more, and the result is the same."""
+    model = copy.deepcopy(shared_model()).model
+    pixels, grids = canvases(1, grid[0]), torch.tensor([grid])
+    num_rows = []
+    stab = model.stab
+    for layer in (stab.gstra.out_proj, stab.gstra.fc1, stab.gstra.fc2, model.projector):
+        layer.register_forward_pre_hook(lambda module, args: num_rows.append(args[0].shape[:-1].numel()))
+    with torch.no_grad():
+        [enough] = model.get_video_features(pixels, grids).pooler_output
+        assert len(num_rows) >= (1 if grid[0] == 1 else 4)  # pictures are not aggregated over time
+        assert min(num_rows) >= attention_video_panda.NUM_ENOUGH_ROWS
+        num_rows.clear()
+        monkeypatch.setattr(attention_video_panda, "MAX_EVENED_WIDTH", 0)
+        [few] = model.get_video_features(pixels, grids).pooler_output
+    assert min(num_rows) < attention_video_panda.NUM_ENOUGH_ROWS
+    assert largest_error(enough, few) <= UNPADDED
+    num_rows.clear()
+    monkeypatch.undo()
+    model.get_video_features(pixels, grids)
+    assert min(num_rows) < attention_video_panda.NUM_ENOUGH_ROWS, "with a gradient nothing is added"
 
 
 @pytest.mark.slow
