@@ -20,7 +20,7 @@ except ImportError:  # not a Unix system; there is no isolated mode there either
     fcntl = None
 
 # Without a name, and in /proc for torch to map; what macOS has is copied.
-CAN_MAP = hasattr(os, "memfd_create") and hasattr(fcntl, "F_ADD_SEALS") and os.path.isdir("/proc/self/fd")
+CAN_MAP = hasattr(os, "memfd_create") and hasattr(fcntl, "F_ADD_SEALS")
 # Less is copied: a mapping costs as much, and a process may have 65,530 of them.
 _MIN_LENT_BYTES = 2**20
 # What a process keeps for the next frames, lent at the moment or not. More comes in memory that is used once.
