@@ -113,7 +113,7 @@ def cost_of_isolation(quick: bool) -> list[Figure]:
             options = {"g": "50", "preset": "veryfast"}
             clip = write_clip(Path(folder, f"{width}.mp4"), 250, width=width, height=height, options=options)
             times = {False: [], True: []}
-            for turn in range(6 if quick else 60):
+            for turn in range(6 if quick else 120):
                 for isolate in (False, True) if turn % 2 else (True, False):
                     time.sleep(0.02)  # the decoder's threads of the turn before are still ending
                     begin = time.perf_counter()
