@@ -48,7 +48,7 @@ class VideoPandaFrameMemory:
     def take_file(self, num_bytes: int):
         """An open file in memory, of so many bytes or more, for a worker to write to.
 
-        Whoever takes it passes it to `frames_in`, or closes it: then nobody knows what will still be written to it.
+        Whoever takes it passes it to `frames_in`. After an error it is to be closed, as a worker may still write to it.
         """
         try:
             file = self._free.pop()
